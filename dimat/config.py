@@ -1,0 +1,252 @@
+"""A run's config: closed, frozen, checked before anything starts, written resolved into the run folder.
+
+There is one way in: a YAML file (or nothing: the embedded default) and `-s key=value` over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dimat.errors import ConfigError
+from dimat.plugins import closest
+
+
+class Part(BaseModel):
+    """A closed, frozen part of the config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PartitionConfig(Part):
+    """How the training data is dealt to the agents."""
+
+    scheme: Literal["iid", "dirichlet", "classes", "column"] = "dirichlet"
+    """iid; dirichlet: class shares drawn per agent; classes: class c to agent c mod n; column: by an array's values."""
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """Concentration of `dirichlet`: small is skewed, large is even."""
+    column: str | None = None
+    """The array in the data file whose values part the data, for `column` (such as `subject_train`)."""
+
+    @model_validator(mode="after")
+    def _column_is_named(self) -> Self:
+        if self.scheme == "column" and not self.column:
+            raise ValueError("scheme 'column' needs the array's name: partition.column")
+        return self
+
+
+class TaskConfig(Part):
+    """What is learnt: data, model, loss and evaluation."""
+
+    name: str = "digits"
+    """`digits`, `arrays`, an entry point, `package.module:Class` or `file.py:Class`."""
+    model: str | dict[str, Any] = "cnn"
+    """A built-in model's name, `{name: resnet20, width: 2}`, or `module:factory`."""
+    data: str | None = None
+    """Path of the data file, for tasks that read one."""
+    partition: PartitionConfig = PartitionConfig()
+    options: dict[str, Any] = {}
+    """Further keyword arguments of the task's class."""
+
+
+class TrainConfig(Part):
+    """Local training between two merges."""
+
+    epochs: Annotated[int, Field(ge=1)] = 2
+    """Local epochs a round."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd; the others keep their own defaults."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    """cosine: from `lr` to zero over all local epochs of the run."""
+
+
+class TopologyConfig(Part):
+    """Who reads whom, and with which weight."""
+
+    graph: str = "ring"
+    """A built-in name, a file (.yaml, .graphml, .edgelist, .json, .py:function), `module:function` or an entry point."""
+    mixing: Literal["metropolis", "uniform", "max_degree", "lazy", "edge_weights"] | None = None
+    """None: metropolis on undirected graphs, uniform on directed ones."""
+    options: dict[str, Any] = {}
+    """Options of the generator, such as `p` of erdos_renyi."""
+
+
+class MergeConfig(Part):
+    """How neighbours become one."""
+
+    method: str = "mean"
+    """A registered fold: `dimat methods` lists them."""
+    align: Literal["none", "weights", "activations"] = "activations"
+    """What permutations are found by."""
+    basis: Literal["agree", "adopt", "each_round"] = "agree"
+    """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published."""
+    probe: Literal["local", "shared"] = "local"
+    """Whose samples activations are compared on."""
+    calibrate: Literal["none", "batchnorm"] = "batchnorm"
+    """What is recomputed after a merge, on at most 512 own samples."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Merge in every n-th round."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """Momentum over a merge."""
+    final: Literal["none", "complete"] = "none"
+    """complete: one merge over the complete graph at the end."""
+    options: dict[str, Any] = {}
+    """Keyword options of the fold."""
+
+
+class ExchangeConfig(Part):
+    """How models travel."""
+
+    mode: Literal["sync"] = "sync"
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """How long a round waits for its neighbours before it goes on without them."""
+    encoding: Literal["float32"] = "float32"
+
+
+class StopConfig(Part):
+    """When to stop before the last round."""
+
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Mean test accuracy right after the merge at which the run has done its work."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Rounds without a better mean accuracy after which the run stops."""
+
+
+class Reserved(Part):
+    """Keys kept for later: nothing may stand here yet."""
+
+
+class RunConfig(Part):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "digits-ring"
+    seed: Annotated[int, Field(ge=0)] = 0
+    agents: Annotated[int, Field(ge=2)] = 5
+    rounds: Annotated[int, Field(ge=1)] = 20
+    threads: Annotated[int, Field(ge=1)] = 1
+    """torch threads of every agent; bits are equal only for equal `threads`."""
+    init: str = "different"
+    """same | different | a folder with one checkpoint per agent (`0.safetensors`, `1.safetensors`, ...)."""
+    task: TaskConfig = TaskConfig()
+    train: TrainConfig = TrainConfig()
+    topology: TopologyConfig = TopologyConfig()
+    merge: MergeConfig = MergeConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    stop: StopConfig = StopConfig()
+    launch: Reserved = Reserved()
+    membership: Reserved = Reserved()
+    security: Reserved = Reserved()
+    faults: Annotated[list[dict[str, Any]], Field(max_length=0)] = []
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of the resolved config: two runs of one digest are the same run."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, keys in the order of the documentation."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in `path` (None: the embedded default) with `key=value` overrides.
+
+    >>> load_config(None, ["merge.basis=adopt", "agents=4"]).agents
+    4
+
+    Raises:
+        ConfigError: the file does not exist or is not YAML, a key is unknown, a value is not allowed; every problem is
+            named with its key path, what was given and what was expected.
+    """
+    values = _read(path) if path is not None else {}
+    for override in overrides:
+        _set(values, override)
+    return parse_config(values, source=str(path) if path else "the default config")
+
+
+def parse_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """The config that `values` spell out.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem, values) for problem in error.errors()]
+        raise ConfigError(f"{source} cannot be run:\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {str(path)!r} holds a {type(values).__name__}, expected keys and values")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Put `a.b.c=value` into the nested dictionaries."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"-s {override!r} is not of the form key=value", hint="for example: -s train.epochs=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"-s {override!r}: {text!r} is not a YAML value") from None
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if isinstance(inner, str) and parent == "model":  # -s task.model.width=2 over `model: resnet20`
+            inner = values[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"-s {override!r}: {parent!r} is a value ({inner!r}), not a group of keys")
+        values = inner
+    values[last] = value
+
+
+def _explain(problem: Any, values: Mapping[str, Any]) -> str:
+    """One line for one pydantic problem: key path, what was given, what was expected, the closest right name."""
+    path = [str(part) for part in problem["loc"] if part not in ("str", "dict[str,any]")]
+    where = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = closest(path[-1], known)
+        did_you_mean = f" Did you mean {'.'.join([*path[:-1], near])!r}?" if near else ""
+        exists = f"Keys here: {', '.join(known)}" if known else "This group is reserved: nothing may stand here yet"
+        return f"unknown key {where!r}.{did_you_mean} {exists}"
+    given = problem["input"]
+    if problem["type"] == "literal_error":
+        expected = problem["ctx"]["expected"]
+        near = closest(str(given), [name.strip(" '") for name in expected.replace(" or ", ",").split(",")])
+        did_you_mean = f" Did you mean {near!r}?" if near else ""
+        return f"{where}: got {given!r}, expected {expected}.{did_you_mean}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, got {given!r}" if where else message
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    part: type[BaseModel] = RunConfig
+    for name in path:
+        annotation = part.model_fields[name].annotation if name in part.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        part = annotation
+    return list(part.model_fields)
