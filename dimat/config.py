@@ -74,7 +74,7 @@ class TopologyConfig(Part):
     """Who reads whom, and with which weight."""
 
     graph: str = "ring"
-    """A built-in name, a file (.yaml, .graphml, .edgelist, .json, .py:function), `module:function` or an entry point."""
+    """A built-in name, a file (.yaml, .graphml, .edgelist, .json, .py:function), `module:function`, an entry point."""
     mixing: Literal["metropolis", "uniform", "max_degree", "lazy", "edge_weights"] | None = None
     """None: metropolis on undirected graphs, uniform on directed ones."""
     options: dict[str, Any] = {}
@@ -213,9 +213,9 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"-s {override!r}: {text!r} is not a YAML value") from None
     *parents, last = key.strip().split(".")
     for parent in parents:
+        if parent == "model" and isinstance(values.get(parent, "cnn"), str):  # -s task.model.width=2 over a bare name
+            values[parent] = {"name": values.get(parent, TaskConfig().model)}
         inner = values.setdefault(parent, {})
-        if isinstance(inner, str) and parent == "model":  # -s task.model.width=2 over `model: resnet20`
-            inner = values[parent] = {"name": inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"-s {override!r}: {parent!r} is a value ({inner!r}), not a group of keys")
         values = inner
@@ -238,6 +238,8 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
         near = closest(str(given), [name.strip(" '") for name in expected.replace(" or ", ",").split(",")])
         did_you_mean = f" Did you mean {near!r}?" if near else ""
         return f"{where}: got {given!r}, expected {expected}.{did_you_mean}"
+    if problem["type"] == "model_type":
+        return f"{where}: got {given!r}, expected a group of keys: {', '.join(_keys_at(path))}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}, got {given!r}" if where else message
 

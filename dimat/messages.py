@@ -103,7 +103,7 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor on its way: `data` is its `spec.num_bytes` raw bytes (little endian, C order), `checksum` their digest."""
+    """One tensor on its way: `data` is its raw bytes (little endian, C order), `checksum` their digest."""
 
     spec: TensorSpec
     data: memoryview
@@ -196,7 +196,7 @@ class Report:
     session: str
     round: int
     metrics: Mapping[str, float]
-    """`loss` (train), `accuracy_before`, `accuracy` (after merge and calibration), `loss_before`, `loss_after`, `lr` ..."""
+    """`loss` (train), `accuracy_before`, `accuracy` (after merge and calibration), `loss_before`, `loss_after`, `lr`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase: train, publish, wait, gather, align, fold, calibrate, evaluate, checkpoint."""
     weights: Mapping[int, float] = field(default_factory=dict)
@@ -214,7 +214,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """The coordinator's answer to a heartbeat or a report: the round after which everybody stops, if that is decided."""
+    """The coordinator's answer to a heartbeat or a report: the round after which everybody stops, once decided."""
 
     stop_after: int | None = None
     reason: str = ""

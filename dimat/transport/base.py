@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dimat.errors import TransportError
-from dimat.messages import Description, Directive, Heartbeat, Join, Payload, Report, Schema, TensorSpec, View
+from dimat.messages import Description, Directive, Heartbeat, Join, Payload, Report, Schema, View
 
 HISTORY = 2
 """Rounds of each kind that a publisher keeps."""
@@ -47,6 +47,7 @@ class Buffer:
     A peer can never make the receiver allocate: what it announces must fit this schema, tensor by tensor. Tensors lie
     one after another at offsets that are multiples of 64 bytes.
 
+    >>> from dimat.messages import TensorSpec
     >>> buffer = Buffer(Schema((TensorSpec("w", "float32", (2, 3)),)))
     >>> len(buffer.view("w"))
     24
@@ -60,7 +61,7 @@ class Buffer:
             self._offsets[spec.name] = (end, spec.num_bytes)
             end += -(-spec.num_bytes // 64) * 64
         # np.empty maps pages only when they are first written: an unused buffer costs nothing.
-        self._memory = memoryview(np.empty(end, dtype=np.uint8))
+        self._memory = memoryview(np.empty(end, dtype=np.uint8).data)
 
     def view(self, name: str) -> memoryview:
         """The writable bytes of tensor `name`."""
@@ -93,11 +94,11 @@ class Transport(Protocol):
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Block until all peers have done what is waited for, or the time is over; returns those who have.
 
-        `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), whenever that changes.
+        `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), when that changes.
         """
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
-        """Fetch from all peers at the same time and acknowledge what arrived whole; a failure is a value, not an exception.
+        """Fetch from all peers at once and acknowledge what arrived whole; a failure is a value, not an exception.
 
         The payloads' tensors are views into the given buffers. Broken streams are resumed where they stopped.
         """
@@ -113,7 +114,7 @@ class Control(Protocol):
         """Enter the run; returns the view once all agents have joined.
 
         Raises:
-            PeerUnavailable: no coordinator answered within `timeout_s`, or not all agents came; the message says who is missing.
+            PeerUnavailable: no coordinator answered within `timeout_s`, or not all agents came: the message says who.
             UsageError: the coordinator refuses this agent (an id that is not in the run, another schema) and says why.
         """
 
@@ -121,7 +122,7 @@ class Control(Protocol):
         """Say that one is alive; never blocks longer than a second, never raises for an absent coordinator."""
 
     def report(self, report: Report) -> Directive:
-        """Hand in one round's numbers. Kept and sent again later when the coordinator is away; acknowledged means on its disk."""
+        """Hand in one round's numbers; kept and sent again when the coordinator is away. Acknowledged means on its disk."""
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is still kept, as far as `timeout_s` allows, and hang up."""
