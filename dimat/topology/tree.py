@@ -1,0 +1,41 @@
+"""Who first agrees with whom: a tree along which every agent can take over what its parent has agreed on."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+
+def diameter(graph: nx.Graph[int]) -> int:
+    """The longest shortest path, along the edges' direction when directed: rounds until all have heard from all.
+
+    >>> diameter(nx.cycle_graph(8))
+    4
+    """
+    return int(nx.diameter(graph))
+
+
+def reading_tree(graph: nx.Graph[int]) -> tuple[int, dict[int, int]]:
+    """A breadth-first tree from the graph's centre, in which every child reads its parent.
+
+    The root is the agent of lowest id among those with the smallest eccentricity (the greatest distance to another
+    agent; for a directed graph along the edges out of it, because a child reads its parent by the edge parent ->
+    child). A parent is the lowest id among the agents that the child reads one level nearer to the root.
+
+    Args:
+        graph: connected, strongly when directed.
+
+    Returns:
+        the root, and the parent by child, level by level and ascending within one.
+
+    >>> reading_tree(nx.path_graph(5))
+    (2, {1: 2, 3: 2, 0: 1, 4: 3})
+    """
+    levels = dict(nx.all_pairs_shortest_path_length(graph))
+    root = min(graph, key=lambda agent: (max(levels[agent].values()), agent))
+    level = levels[root]
+    parents: dict[int, int] = {}
+    for child in sorted(graph, key=lambda agent: (level[agent], agent)):
+        if child != root:
+            reads = graph.predecessors(child) if isinstance(graph, nx.DiGraph) else graph.neighbors(child)
+            parents[child] = min(agent for agent in reads if level[agent] == level[child] - 1)
+    return root, parents
