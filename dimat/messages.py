@@ -196,7 +196,7 @@ class Report:
     session: str
     round: int
     metrics: Mapping[str, float]
-    """`loss` (train), `accuracy_before`, `accuracy` (after merge and calibration), `loss_before`, `loss_after`, `lr`."""
+    """`loss` (train), `accuracy_before`, `accuracy` (merged, calibrated), `loss_before`, `loss_after`, `lr`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase: train, publish, wait, gather, align, fold, calibrate, evaluate, checkpoint."""
     weights: Mapping[int, float] = field(default_factory=dict)

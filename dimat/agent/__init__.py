@@ -1,0 +1,1 @@
+"""One agent: its round, its checkpoints, its life as a process."""

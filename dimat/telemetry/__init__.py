@@ -1,0 +1,1 @@
+"""What a run writes down of itself, for people and scripts."""

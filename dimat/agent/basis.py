@@ -1,0 +1,131 @@
+"""First one basis, then the fold: how agents that started apart come to number their hidden units alike.
+
+`agree`: before the first merge every agent permutes *itself* to its parent, down the breadth-first tree from the
+graph's centre. Its function does not change, its optimiser's state moves along, and from then on merges are plain
+weighted sums. Matching anew each round moves nearly every unit every round and loses to plain averaging when shards
+differ; agreeing once keeps the gain of the first merge.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.steps import Steps
+from dimat.align import activation_matching, weight_matching
+from dimat.errors import TransportError
+from dimat.snapshot.encode import decode
+from dimat.statedict import StateDict, copy_of, load_into
+from dimat.transport.base import Wait
+
+log = logging.getLogger(__name__)
+
+Moved = Mapping[str, float]
+"""Share of units that moved, by permutation group."""
+
+
+def agree_on_basis(agent: Agent, number: int, clock: PhaseClock) -> Steps[Moved]:
+    """Permute this agent into its parent's basis, then show it to its children. One snapshot per tree edge, once."""
+    parent = yield from _fetch_from_parent(agent, number, clock)
+    moved: Moved = {}
+    with clock("align"):
+        if parent is not None:
+            perms = match(agent, parent, moves="self")
+            permute_agent(agent, perms)
+            moved = shares_moved(perms)
+    with clock("publish"):
+        agent.publish("basis", number)
+    agent.basis_settled = True
+    return moved
+
+
+def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[None]:
+    """Take over the root's weights, down the same tree, before anybody has trained."""
+    parent = yield from _fetch_from_parent(agent, 0, clock)
+    if parent is not None:
+        load_into(agent.model, parent)
+    with clock("publish"):
+        agent.publish("basis", 0)
+    agent.basis_settled = True
+
+
+def align_neighbours(agent: Agent, states: Mapping[int, StateDict]) -> tuple[dict[int, StateDict], Moved]:
+    """Every neighbour's tensors in this agent's basis, as DIMAT matches them in each round (arXiv 2404.08079).
+
+    Returns the permuted states by neighbour, and the share of units moved by group, averaged over the neighbours.
+    """
+    assert agent.spec is not None
+    aligned: dict[int, StateDict] = {}
+    shares: dict[str, list[float]] = {}
+    for peer, state in sorted(states.items()):
+        perms = match(agent, state, moves="neighbour")
+        aligned[peer] = agent.spec.apply(state, perms)
+        for group, share in shares_moved(perms).items():
+            shares.setdefault(group, []).append(share)
+    return aligned, {group: sum(values) / len(values) for group, values in shares.items()}
+
+
+def match(agent: Agent, neighbour: StateDict, moves: Literal["self", "neighbour"]) -> dict[str, torch.Tensor]:
+    """The permutations that bring this agent into its neighbour's basis (`self`), or the neighbour into its own."""
+    assert agent.spec is not None
+    assert agent.spare is not None
+    if agent.config.merge.align == "weights":
+        mine = agent.model.state_dict()
+        reference, other = (neighbour, mine) if moves == "self" else (mine, neighbour)
+        return dict(weight_matching(agent.spec, reference, other, seed=agent.config.seed))
+    load_into(agent.spare, neighbour)
+    pair = (agent.spare, agent.model) if moves == "self" else (agent.model, agent.spare)
+    return dict(activation_matching(agent.spec, *pair, agent.probe))
+
+
+def permute_agent(agent: Agent, perms: Mapping[str, torch.Tensor]) -> None:
+    """Renumber the agent's own hidden units: weights, running statistics and optimiser state; its function stays."""
+    assert agent.spec is not None
+    load_into(agent.model, agent.spec.apply(copy_of(agent.model), perms))
+    with torch.no_grad():
+        for key in {key for state in agent.optimizer.state.values() for key in state}:
+            moving = {
+                name: agent.optimizer.state[parameter][key]
+                for name, parameter in agent.model.named_parameters()
+                # Momentum and its like have the parameter's shape; step counters do not, and do not move.
+                if key in agent.optimizer.state.get(parameter, {})
+                and getattr(agent.optimizer.state[parameter][key], "shape", None) == parameter.shape
+            }
+            permuted = agent.spec.apply({name: tensor.clone() for name, tensor in moving.items()}, perms)
+            for name, tensor in moving.items():
+                tensor.copy_(permuted[name])
+
+
+def shares_moved(perms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The share of units that each permutation moves.
+
+    >>> shares_moved({"fc1": torch.tensor([1, 0, 2, 3])})
+    {'fc1': 0.5}
+    """
+    return {group: float((perm != torch.arange(len(perm))).double().mean()) for group, perm in perms.items()}
+
+
+def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[StateDict | None]:
+    """The parent's basis, or the lowest live neighbour's when the parent is dead; None for the root, or all alone."""
+    _, parents = agent.topology.tree()
+    if agent.id not in parents:
+        return None
+    parent = parents[agent.id]
+    with clock("wait"):
+        ready = yield Wait("published", (parent,), "basis", number, agent.config.exchange.timeout_s)
+        if not ready:
+            others = tuple(peer for peer in agent.topology.neighbours(agent.id) if peer != parent)
+            ready = yield Wait("published", others, "basis", number, timeout_s=1.0)
+    for peer in sorted(ready):
+        with clock("gather"):
+            fetches = (agent.fetch_from(peer, "basis", number),)
+            answer = agent.transport.gather(fetches, timeout_s=agent.config.exchange.timeout_s)[peer]
+        if not isinstance(answer, TransportError):
+            return decode(answer)
+        log.warning("agent %d: the basis of agent %d did not come: %s", agent.id, peer, answer)
+    return None

@@ -1,0 +1,143 @@
+"""From a config to agents: names become objects, seeds become initialisations, mistakes become messages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dimat.agent.checkpoint import rounds_held
+from dimat.agent.randomness import capture, seed_all
+from dimat.agent.state import Agent
+from dimat.agent.train import make_optimizer
+from dimat.align import PermutationSpec, permutation_spec
+from dimat.config import RunConfig
+from dimat.errors import ConfigError, SchemaError, UsageError
+from dimat.merge import Fold, make_fold
+from dimat.messages import Schema
+from dimat.seeds import derive_seed
+from dimat.snapshot.encode import schema_of
+from dimat.statedict import load_into
+from dimat.tasks import load_task, probe_batches
+from dimat.topology import Topology, load_topology
+from dimat.transport.base import Transport
+
+
+def build_topology(config: RunConfig) -> Topology:
+    """The graph and mixing matrix of a run, validated for its number of agents."""
+    part = config.topology
+    return load_topology(part.graph, config.agents, mixing=part.mixing, seed=config.seed, options=part.options)
+
+
+def build_task(config: RunConfig) -> Any:
+    """A fresh task object, as the config names it."""
+    part = config.task
+    return load_task(
+        part.name,
+        model=part.model,
+        data=part.data,
+        partition=part.partition.model_dump(exclude_none=True),
+        batch_size=config.train.batch_size,
+        options=part.options,
+    )
+
+
+def build_method(config: RunConfig) -> Fold:
+    """The fold of a run, its options checked."""
+    method = make_fold(config.merge.method, config.merge.options)
+    if method.needs_base or method.stats:
+        needs = "a base model" if method.needs_base else f"statistics ({', '.join(method.stats)})"
+        raise ConfigError(f"merge.method {config.merge.method!r} needs {needs}, which agents do not exchange yet")
+    return method
+
+
+def build_agent(
+    config: RunConfig, agent: int, folder: Path, session: str, make_transport: Callable[[Schema], Transport]
+) -> Agent:
+    """Make agent number `agent` of the run; nothing is opened, nothing is written.
+
+    The order in which random numbers are drawn is part of the contract: a process of its own and a simulation in one
+    process make the same agent, bit for bit.
+
+    Raises:
+        UsageError: the task, its data, the model or the initial checkpoint do not fit the config.
+        AlignmentError: the model's permutation groups cannot be found or do not verify.
+    """
+    torch.set_num_threads(config.threads)
+    task = build_task(config)
+    seed_all(derive_seed(config.seed, "data", agent))
+    loader = task.data(agent, config.agents, config.seed)
+    seed_all(derive_seed(config.seed, "init", *([agent] if config.init == "different" else [])))
+    model: torch.nn.Module = task.model()
+    if config.init not in ("same", "different"):
+        load_into(model, initial_checkpoint(Path(config.init), agent, model))
+    own_samples = probe_batches(task)
+    aligns = config.merge.align != "none" and config.merge.basis != "adopt"
+    spec = find_groups(model, own_samples) if aligns else None
+    seed_all(derive_seed(config.seed, "train", agent))
+    schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
+    return Agent(
+        id=agent,
+        config=config,
+        folder=folder,
+        session=session,
+        task=task,
+        loader=loader,
+        model=model,
+        optimizer=make_optimizer(config.train, model),
+        schema=schema,
+        spec=spec,
+        probe=probe_batches(task, "shared") if config.merge.probe == "shared" else own_samples,
+        own_samples=own_samples,
+        topology=build_topology(config),
+        method=build_method(config),
+        transport=make_transport(schema),
+        start=capture(loader),
+        spare=copy.deepcopy(model) if aligns else None,
+        # Agents of one initialisation have one basis from the start: there is nothing to agree on.
+        basis_settled=config.init == "same" or config.merge.align == "none",
+    )
+
+
+def find_groups(model: torch.nn.Module, samples: list[tuple[Any, ...]]) -> PermutationSpec:
+    """The permutation groups of `model`, proven: a random permutation leaves its outputs unchanged.
+
+    Raises:
+        AlignmentError: the model cannot be traced, or a group changes the model's function.
+    """
+    spec = permutation_spec(model, *samples[0])
+    spec.verify(model, *samples[0])
+    return spec
+
+
+def initial_checkpoint(folder: Path, agent: int, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of agent `agent`: `<folder>/<agent>.safetensors`, or the newest of a run's `checkpoints/`.
+
+    Raises:
+        UsageError: there is no such file, or it is not a model of this shape; the first tensor that differs is named.
+    """
+    path = folder / f"{agent}.safetensors"
+    if not path.is_file():
+        held = rounds_held(folder / str(agent))
+        if not held:
+            message = f"init: {str(folder)!r} has no {agent}.safetensors (expected one checkpoint per agent, from 0)"
+            raise UsageError(message, hint="init is `same`, `different`, or a folder of checkpoints")
+        path = folder / str(agent) / f"{held[-1]}.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"init: {path} is not a readable safetensors file: {error}") from None
+    if path.parent != folder:
+        prefix = "model."
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    expected = schema_of(model.state_dict())
+    order = [spec.name for spec in expected.tensors if spec.name in tensors]
+    found = schema_of({name: tensors[name] for name in [*order, *sorted(tensors.keys() - set(order))]})
+    if difference := expected.difference(found):
+        raise SchemaError(f"init: {path} does not fit the model: {difference} (here: the model, there: the file)")
+    return tensors

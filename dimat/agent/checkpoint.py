@@ -1,0 +1,115 @@
+"""An agent's own checkpoint: everything that the next round depends on, and nothing else.
+
+    checkpoints/<agent>/<round>.safetensors    weights as `model.<name>`, optimiser tensors as `optimizer.<index>.<key>`
+    checkpoints/<agent>/<round>.json           counters, the optimiser's numbers, random streams
+
+The JSON is written last and names the round complete; both are written beside, fsynced and renamed. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from dimat.agent.randomness import Randomness
+from dimat.errors import DimatError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state of an agent after a round."""
+
+    round: int
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    """As `Optimizer.state_dict()`."""
+    randomness: Randomness
+    basis_settled: bool
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write `checkpoint` into `folder` and delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Clones: tied parameters share memory, which the format refuses.
+    tensors = {f"model.{name}": tensor.clone().contiguous() for name, tensor in checkpoint.model.items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, state in checkpoint.optimizer["state"].items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.clone().contiguous()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    record = {
+        "format": FORMAT,
+        "round": checkpoint.round,
+        "basis_settled": checkpoint.basis_settled,
+        "optimizer": {"numbers": numbers, "param_groups": checkpoint.optimizer["param_groups"]},
+        "randomness": checkpoint.randomness.to_json(),
+    }
+    write_atomically(folder / f"{checkpoint.round}.safetensors", save(tensors))
+    write_atomically(folder / f"{checkpoint.round}.json", json.dumps(record).encode())
+    for old in rounds_held(folder)[:-keep]:
+        # The JSON goes first: half a checkpoint must never look whole.
+        (folder / f"{old}.json").unlink(missing_ok=True)
+        (folder / f"{old}.safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path, round: int) -> Checkpoint:
+    """The checkpoint of `round`.
+
+    Raises:
+        DimatError: it is missing or damaged; the file is named.
+    """
+    path = folder / f"{round}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(folder / f"{round}.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = "start over with --fresh, or delete this round's two files to continue from an older one"
+        raise DimatError(f"checkpoint {path} cannot be read: {error}", hint=hint) from error
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["numbers"].items()}
+    model: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, rest = name.partition(".")
+        if owner == "model":
+            model[rest] = tensor
+        else:
+            index, _, key = rest.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+    return Checkpoint(
+        round=record["round"],
+        model=model,
+        optimizer={"state": state, "param_groups": record["optimizer"]["param_groups"]},
+        randomness=Randomness.from_json(record["randomness"]),
+        basis_settled=record["basis_settled"],
+    )
+
+
+def rounds_held(folder: Path) -> list[int]:
+    """Rounds with a whole checkpoint in `folder`, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.stem)
+        for path in folder.glob("*.json")
+        if path.stem.isdigit() and path.with_suffix(".safetensors").is_file()
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, fsync, rename: readers see the old file or the new one, also after a power cut."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,86 @@
+"""Who takes part in this merge, with which weight, and with what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.steps import Steps
+from dimat.errors import TransportError
+from dimat.snapshot.encode import decode
+from dimat.transport.base import Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What came in for one merge."""
+
+    states: Mapping[int, Mapping[str, torch.Tensor]]
+    """The neighbours' tensors by agent: views into receive buffers, good until the next round."""
+    weights: Mapping[int, float]
+    """The row of the mixing matrix that is really used: self and those who answered."""
+    bytes_received: Mapping[int, int]
+    missing: Mapping[int, str]
+    """Neighbours without a part in this merge, and why."""
+
+
+def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseClock) -> Steps[Gathered]:
+    """Wait for the neighbours' snapshots of round `number`, fetch them at the same time, agree on the edges.
+
+    `row` is agent's row of the mixing matrix. Whoever did not answer gives its weight to self. Where reading is
+    mutual an edge counts when each end has fetched and seen the other's acknowledgement: both ends keep it or both
+    drop it, and a symmetric matrix stays doubly stochastic.
+    """
+    neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
+    end = time.monotonic() + agent.config.exchange.timeout_s
+    missing: dict[int, str] = {}
+
+    with clock("wait"):
+        ready = yield Wait("published", neighbours, "snapshot", number, agent.config.exchange.timeout_s)
+    for peer in neighbours:
+        if peer not in ready:
+            missing[peer] = f"had not published round {number} after {agent.config.exchange.timeout_s:g} s"
+
+    with clock("gather"):
+        fetches = tuple(agent.fetch_from(peer, "snapshot", number) for peer in sorted(ready))
+        # A second at least: a neighbour that came at the last moment is still worth its transfer.
+        answers = agent.transport.gather(fetches, timeout_s=max(1.0, end - time.monotonic())) if fetches else {}
+    payloads = {}
+    for peer, answer in sorted(answers.items()):
+        if isinstance(answer, TransportError):
+            missing[peer] = str(answer)
+        else:
+            payloads[peer] = answer
+
+    if payloads and agent.mutual:
+        with clock("wait"):
+            left = max(1.0, end - time.monotonic())
+            agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)
+        for peer in tuple(payloads):
+            if peer not in agreed:
+                missing[peer] = f"did not confirm that it has read round {number}: the edge is dropped at both ends"
+                del payloads[peer]
+
+    return Gathered(
+        states={peer: decode(payload) for peer, payload in payloads.items()},
+        weights=realised_row(agent.id, row, frozenset(payloads)),
+        bytes_received={peer: payload.num_bytes for peer, payload in payloads.items()},
+        missing=missing,
+    )
+
+
+def realised_row(agent: int, row: Mapping[int, float], present: frozenset[int]) -> dict[int, float]:
+    """The row of W with the weights of absent neighbours given to self.
+
+    >>> realised_row(0, {0: 0.5, 1: 0.25, 2: 0.25}, frozenset({2}))
+    {0: 0.75, 2: 0.25}
+    """
+    realised = {peer: weight for peer, weight in row.items() if peer in present}
+    absent = sum(weight for peer, weight in sorted(row.items()) if peer != agent and peer not in present)
+    realised[agent] = row[agent] + absent
+    return dict(sorted(realised.items()))

@@ -1,0 +1,80 @@
+"""An agent's life: enter the run, go through the rounds, leave."""
+
+from __future__ import annotations
+
+from dimat.agent.round import run_round
+from dimat.agent.state import Agent
+from dimat.agent.steps import Steps
+from dimat.errors import SchemaError
+from dimat.messages import Directive, Join, Schema, View
+from dimat.telemetry.metrics import append_metrics, drop_rounds_after
+from dimat.transport.base import HISTORY, Control, Wait
+
+
+def introduction(agent: Agent, address: str) -> Join:
+    """What the agent says of itself when it joins."""
+    labels = getattr(agent.task, "labels", None)
+    return Join(
+        agent=agent.id,
+        session=agent.session,
+        address=address,
+        fingerprint=agent.schema.fingerprint,
+        model_bytes=agent.schema.num_bytes,
+        checkpoints=agent.rounds_held(),
+        num_samples=int(getattr(agent.task, "num_samples", 0)),
+        histogram=dict(labels()) if callable(labels) else {},
+    )
+
+
+def check_neighbours(agent: Agent, timeout_s: float) -> None:
+    """Compare schemas with every neighbour, before the first round.
+
+    Raises:
+        SchemaError: one differs; the message names the first tensor, both shapes, both agents.
+        PeerUnavailable: one does not answer.
+    """
+    for peer in agent.topology.neighbours(agent.id):
+        refuse_difference(agent.id, agent.schema, peer, agent.transport.describe(peer, timeout_s).schema)
+
+
+def refuse_difference(agent: int, mine: Schema, peer: int, theirs: Schema) -> None:
+    """Raise a `SchemaError` if the two schemas are not the same."""
+    if difference := mine.difference(theirs):
+        raise SchemaError(
+            f"agent {agent} (here) and its neighbour agent {peer} (there) do not train the same model: {difference}",
+            hint="give both the same config, and data whose inputs and classes have the same shapes",
+        )
+
+
+def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
+    """All rounds from the agreed start to the agreed end; returns the coordinator's last word."""
+    rounds = agent.config.rounds
+    metrics = agent.folder / "metrics" / f"{agent.id}.jsonl"
+    agent.resume(view.start_round)
+    drop_rounds_after(metrics, view.start_round)
+    directive = Directive(stop_after=view.stop_after, reason=view.reason)
+    last = view.start_round
+    for number in range(view.start_round + 1, (view.stop_after or rounds) + 1):
+        yield from _readers_have(agent, number - HISTORY)
+        report = yield from run_round(agent, number)
+        # The checkpoint first: what the coordinator knows of can be continued from.
+        agent.save(number)
+        append_metrics(metrics, report)
+        directive, last = control.report(report), number
+        if directive.stop_after is not None and number >= directive.stop_after:
+            break
+    for number in (last - 1, last):
+        yield from _readers_have(agent, number)
+    return directive
+
+
+def _readers_have(agent: Agent, number: int) -> Steps[None]:
+    """Wait until everyone who reads round `number` has it: two rounds are kept, the third goes.
+
+    Where reading is mutual the acknowledgements of `gather` have seen to that already.
+    """
+    if number < 1 or number % agent.config.merge.every or agent.mutual:
+        return
+    readers = tuple(agent.topology.readers(agent.id, number - 1))
+    if readers:
+        yield Wait("acknowledged", readers, "snapshot", number, agent.config.exchange.timeout_s)

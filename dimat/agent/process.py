@@ -1,0 +1,130 @@
+"""One agent as a process: find the others, join, go through the rounds, leave."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from dimat.agent.build import build_agent
+from dimat.agent.directory import StoreDirectory, addresses_in
+from dimat.agent.heartbeat import Pulse
+from dimat.agent.live import check_neighbours, introduction, run_rounds
+from dimat.agent.state import Agent
+from dimat.agent.steps import drive
+from dimat.config import RunConfig
+from dimat.errors import DimatError, Interrupted
+from dimat.messages import Directive, Schema, View
+from dimat.runfolder import register_process
+from dimat.transport.base import Wait
+from dimat.transport.grpc import GrpcControl, GrpcTransport
+
+log = logging.getLogger(__name__)
+
+
+def run_agent(
+    config: RunConfig,
+    agent_id: int,
+    folder: Path,
+    coordinator: str,
+    *,
+    directory: StoreDirectory | None = None,
+    bind: str = "127.0.0.1",
+    advertise: str | None = None,
+    insecure: bool = False,
+) -> Directive:
+    """Be agent `agent_id` until the run ends; returns the coordinator's last word.
+
+    Args:
+        config: the run's config, the same for all agents.
+        agent_id: 0 to `config.agents` - 1. It comes from the user or from RANK, and is what checkpoints go by.
+        folder: the run folder on this machine.
+        coordinator: HOST:PORT.
+        directory: torchrun's store, when there is one; else the coordinator's view tells addresses.
+        bind: host to listen at; the port is any free one.
+        advertise: host that others dial, when it is not `bind`.
+        insecure: allow plain text beyond loopback.
+
+    Raises:
+        DimatError: the run cannot be joined, or this agent cannot go on.
+        Interrupted: stopped by the user for the second time, in the middle of a round.
+    """
+    session = secrets.token_hex(8)
+
+    def make_transport(schema: Schema) -> GrpcTransport:
+        return GrpcTransport(agent_id, session, schema, bind=bind, advertise=advertise, insecure=insecure)
+
+    agent = build_agent(config, agent_id, folder, session, make_transport)
+    stop = _listen_to_signals(agent)
+    # gRPC's threads start here, after everything that forks.
+    address = agent.transport.start()
+    register_process(folder, "agent", agent_id, address)
+    control = GrpcControl(coordinator)
+    pulse = Pulse(agent_id, session, agent.status, control)
+    error = ""
+    try:
+        view = control.join(introduction(agent, address), timeout_s=config.exchange.timeout_s)
+        pulse.start()
+        agent.transport.connect(_addresses(view, agent, address, directory))
+        check_neighbours(agent, config.exchange.timeout_s)
+        return drive(run_rounds(agent, view, control), partial(_wait, agent))
+    except DimatError as failure:
+        error = str(failure)
+        raise
+    finally:
+        stop()
+        pulse.close(error)
+        control.close()
+        agent.transport.close()
+
+
+def _addresses(view: View, agent: Agent, address: str, directory: StoreDirectory | None) -> Mapping[int, str]:
+    if directory is None:
+        return addresses_in(view)
+    directory.register(f"agent/{agent.id}", address)
+    peers = range(agent.config.agents)
+    return {peer: directory.lookup(f"agent/{peer}") for peer in peers if peer != agent.id}
+
+
+def _wait(agent: Agent, wait: Wait) -> frozenset[int]:
+    """Wait on the network, saying whom for and why, in heartbeats and, when it changes, in the log."""
+    since = time.monotonic()
+    told = ""
+
+    def on_change(pending: Mapping[int, str]) -> None:
+        nonlocal told
+        agent.status.wait_for(wait.round, pending, since)
+        if pending and time.monotonic() - since > 1.0 and agent.status.waiting != told:
+            told = agent.status.waiting
+            log.info("agent %d: %s", agent.id, told)
+
+    came = agent.transport.wait(wait, on_change)
+    agent.status.waiting = ""
+    late = sorted(set(wait.peers) - came)
+    if late:
+        log.warning("agent %d: round %d goes on without agents %s (%s)", agent.id, wait.round, late, wait.what)
+    return came
+
+
+def _listen_to_signals(agent: Agent) -> partial[None]:
+    """First signal: ask that everybody stops after a round that is still to come. Second: leave now."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        if agent.status.stop_asked:
+            raise Interrupted(f"agent {agent.id} was stopped in the middle of round {agent.status.round}")
+        agent.status.stop_asked = True
+        log.warning("agent %d: %s: stopping after this round", agent.id, signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(handlers: Mapping[signal.Signals, signal._HANDLER]) -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    return partial(restore, before)

@@ -1,0 +1,118 @@
+"""One round of one agent, from local training to the report. Everything dimat does happens here or is called from here.
+
+train     local epochs on the agent's own data
+publish   freeze a snapshot; neighbours may fetch it from now on
+wait      until the neighbours have published, or the deadline
+gather    fetch the neighbours' snapshots of this round at the same time
+align     bring the neighbours into my basis, where the policy asks for it
+fold      me and the neighbours who answered, weighted by my row of W
+calibrate batch-norm statistics on my own samples
+report    numbers and sketches, never weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours
+from dimat.agent.gather import gather
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.steps import Steps
+from dimat.agent.train import make_optimizer, train_locally
+from dimat.calibrate import recalibrate
+from dimat.merge import fold_models
+from dimat.messages import Report
+from dimat.snapshot.encode import decode
+from dimat.snapshot.sketch import sketch
+from dimat.statedict import StateDict, load_into, parameters_of
+
+MAX_CALIBRATION_SAMPLES = 512
+
+
+def run_round(agent: Agent, number: int) -> Steps[Report]:
+    """Train, exchange and merge once; yields each thing it waits for and returns the numbers of the round."""
+    config, clock = agent.config, PhaseClock(agent.status)
+    agent.status.round = number
+
+    if config.merge.basis == "adopt" and not agent.basis_settled:
+        yield from adopt_root(agent, clock)
+
+    with clock("train"):
+        loss = train_locally(
+            agent.task, agent.model, agent.loader, agent.optimizer, config.train, number, config.rounds
+        )
+    with clock("evaluate"):
+        before = agent.task.evaluate(agent.model)
+    if number % config.merge.every:
+        return _report(agent, number, clock, loss, before)
+
+    moved: Mapping[str, float] = {}
+    if config.merge.basis == "agree" and not agent.basis_settled:
+        moved = yield from agree_on_basis(agent, number, clock)
+
+    with clock("publish"):
+        mine = decode(agent.publish("snapshot", number))
+    with clock("sketch"):
+        sketch_before = sketch(parameters_of(agent.model), seed=config.seed)
+
+    gathered = yield from gather(agent, number, agent.row(number), clock)
+
+    with clock("align"):
+        states = gathered.states
+        if config.merge.basis == "each_round" and config.merge.align != "none":
+            states, moved = align_neighbours(agent, states)
+    with clock("fold"):
+        load_into(agent.model, fold_neighbourhood(agent, mine, states, gathered.weights))
+        if config.merge.optimizer_state == "reset":
+            agent.optimizer = make_optimizer(config.train, agent.model)
+    with clock("calibrate"):
+        if config.merge.calibrate == "batchnorm":
+            recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
+    with clock("evaluate"):
+        after = agent.task.evaluate(agent.model)
+    with clock("sketch"):
+        sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
+
+    return _report(
+        agent, number, clock, loss, before, after,
+        weights=gathered.weights, bytes_received=gathered.bytes_received, missing=gathered.missing,
+        moved=moved, sketch_before=sketch_before, sketch_after=sketch_after,
+    )  # fmt: skip
+
+
+def fold_neighbourhood(
+    agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]
+) -> dict[str, torch.Tensor]:
+    """Fold this agent and its neighbours by the run's method, sorted by agent id: float addition is not associative."""
+    models = {agent.id: mine, **others}
+    order = sorted(models)
+    merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order])
+    # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
+    return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}
+
+
+def _report(
+    agent: Agent,
+    number: int,
+    clock: PhaseClock,
+    loss: float,
+    before: Mapping[str, float],
+    after: Mapping[str, float] | None = None,
+    **exchange: Any,
+) -> Report:
+    after = before if after is None else after
+    metrics = {
+        "loss": loss,
+        "lr": float(agent.optimizer.param_groups[0]["lr"]),
+        "accuracy_before": before["accuracy"],
+        "loss_before": before["loss"],
+        "accuracy": after["accuracy"],
+        "loss_after": after["loss"],
+    }
+    return Report(
+        agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
+    )

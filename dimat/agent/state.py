@@ -1,0 +1,111 @@
+"""One agent as a value: its model, its shard, its place in the graph, and what it needs to merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dimat.agent.checkpoint import Checkpoint, load_checkpoint, rounds_held, save_checkpoint
+from dimat.agent.randomness import Randomness, capture, restore
+from dimat.agent.status import Status
+from dimat.align import PermutationSpec
+from dimat.config import RunConfig
+from dimat.merge import Fold
+from dimat.messages import Header, Payload, Schema
+from dimat.snapshot.encode import encode
+from dimat.statedict import load_into
+from dimat.topology import Topology
+from dimat.transport.base import Buffer, Fetch, Transport
+
+
+@dataclass(slots=True)
+class Agent:
+    """Everything that a round reads and writes. `model` and `optimizer` are changed in place, the rest is replaced."""
+
+    id: int
+    config: RunConfig
+    folder: Path
+    """The run folder."""
+    session: str
+    """Random per process: a fast restart is not mistaken for the process before it."""
+    task: Any
+    loader: Any
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schema: Schema
+    spec: PermutationSpec | None
+    """The permutation groups; None when nothing is ever aligned."""
+    probe: list[Any]
+    """Batches of model inputs on which activations are compared."""
+    own_samples: list[Any]
+    """Batches of the agent's own inputs, for calibration."""
+    topology: Topology
+    method: Fold
+    transport: Transport
+    start: Randomness
+    """The random streams right after the agent was made: what a run from round 1 begins with."""
+    spare: torch.nn.Module | None = None
+    """A second module of the same shape in which a neighbour's weights are run on the probe."""
+    basis_settled: bool = False
+    buffers: dict[int, Buffer] = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this agent's own checkpoints."""
+        return self.folder / "checkpoints" / str(self.id)
+
+    @property
+    def mutual(self) -> bool:
+        """Whether whoever reads also is read, in every round: then both ends of an edge can agree to drop it."""
+        return self.topology.static and not self.topology.graph().is_directed()
+
+    def row(self, round: int) -> dict[int, float]:
+        """The agent's row of the mixing matrix in `round`: weights by agent, self included.
+
+        Rounds count from one, those of a topology from zero.
+        """
+        if self.config.merge.final == "complete" and round == self.config.rounds:
+            return dict.fromkeys(range(self.config.agents), 1.0 / self.config.agents)
+        return self.topology.weights(self.id, round - 1)
+
+    def publish(self, kind: str, round: int) -> Payload:
+        """Freeze a copy of the model and let readers fetch it from now on."""
+        payload = encode(self.model.state_dict(), Header(kind=kind, round=round, agent=self.id))
+        self.transport.publish(payload)
+        return payload
+
+    def fetch_from(self, peer: int, kind: str, round: int) -> Fetch:
+        """The request for a peer's payload, into memory that is used again every round."""
+        if peer not in self.buffers:
+            self.buffers[peer] = Buffer(self.schema)
+        return Fetch(peer=peer, kind=kind, round=round, into=self.buffers[peer])
+
+    def rounds_held(self) -> tuple[int, ...]:
+        """Rounds that this agent can continue from; 0 is the untrained start."""
+        return (0, *rounds_held(self.checkpoints))
+
+    def save(self, round: int) -> None:
+        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more."""
+        checkpoint = Checkpoint(
+            round=round,
+            model=dict(self.model.state_dict()),
+            optimizer=self.optimizer.state_dict(),
+            randomness=capture(self.loader),
+            basis_settled=self.basis_settled,
+        )
+        save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter + 2)
+
+    def resume(self, round: int) -> None:
+        """Become the agent that it was after `round`; 0 is the start of the run."""
+        if round == 0:
+            restore(self.start, self.loader)
+            return
+        checkpoint = load_checkpoint(self.checkpoints, round)
+        load_into(self.model, checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.basis_settled = checkpoint.basis_settled
+        restore(checkpoint.randomness, self.loader)

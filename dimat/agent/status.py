@@ -1,0 +1,45 @@
+"""What an agent is doing right now, for heartbeats; and how long each phase of a round took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Status:
+    """Written by the round, read by the heartbeat's thread; each field is replaced whole."""
+
+    round: int = 0
+    phase: str = "starting"
+    waiting: str = ""
+    stop_asked: bool = False
+
+    def wait_for(self, round: int, pending: Mapping[int, str], since: float) -> None:
+        """Say whom the agent waits for, for how long and what is known of each."""
+        if not pending:
+            self.waiting = ""
+            return
+        names = ", ".join(f"{agent} ({known})" if known else str(agent) for agent, known in sorted(pending.items()))
+        agents = "agent" if len(pending) == 1 else "agents"
+        self.waiting = f"round {round}: waiting {time.monotonic() - since:.0f} s for {agents} {names}"
+
+
+@dataclass(slots=True)
+class PhaseClock:
+    """Seconds by phase; entering a phase also names it in the status."""
+
+    status: Status
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time the block as (part of) `phase`."""
+        self.status.phase = phase
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

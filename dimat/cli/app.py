@@ -1,0 +1,304 @@
+"""The command `dimat`. Each command's work lives in a module of its own, imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dimat.cli import topology
+from dimat.cli.options import (
+    Config,
+    Format,
+    Fresh,
+    Out,
+    OutputFormat,
+    Quiet,
+    Seed,
+    Set,
+    Shape,
+    Verbose,
+    overrides,
+    set_up_logging,
+)
+from dimat.errors import DimatError
+
+# Plain help: rendering it with rich would cost more than the whole command may take (0.3 s).
+app = typer.Typer(
+    name="dimat",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+check = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Tell the author of a plug-in what is wrong with it."
+)
+app.add_typer(topology.app, name="topology")
+app.add_typer(check, name="check")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from dimat import __version__
+
+        typer.echo(f"dimat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dimat(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Models that were trained apart become one, without moving anybody's data and without a centre.
+
+    Begin with: dimat run
+    """
+    del version  # its callback has answered
+
+
+@app.command()
+def run(
+    config: Config = None,
+    settings: Set = [],
+    seed: Seed = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    launch: Annotated[Shape, typer.Option(help="One torchrun for all agents, or one for each.")] = Shape.together,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run everything on this machine: a coordinator, and the agents by torchrun.
+
+    The same command continues a run that stopped.
+
+    \b
+    Examples:
+      dimat run
+      dimat run my.yaml -s agents=8 -s topology.graph=torus
+      dimat run -s task.partition.scheme=iid --out runs/iid --format json
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.run import run_command
+
+    raise typer.Exit(
+        run_command(config, overrides(settings, seed), out, fresh, launch.value, format.value, verbose, quiet)
+    )
+
+
+@app.command()
+def simulate(
+    config: Config = None,
+    settings: Set = [],
+    seed: Seed = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run the same rounds in one process, over memory instead of a network; ends with the same bits.
+
+    \b
+    Examples:
+      dimat simulate -s agents=16 -s topology.graph=exponential
+      dimat simulate my.yaml --seed 3 --format json
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.run import simulate_command
+
+    raise typer.Exit(simulate_command(config, overrides(settings, seed), out, fresh, format.value, verbose, quiet))
+
+
+@app.command()
+def agent(
+    config: Config = None,
+    id: Annotated[
+        Optional[int], typer.Option("--id", help="Who this agent is; by default torchrun's RANK.", min=0)
+    ] = None,
+    coordinator: Annotated[
+        Optional[str],
+        typer.Option(metavar="HOST:PORT", help="Where the coordinator listens; under torchrun found by itself."),
+    ] = None,
+    settings: Set = [],
+    seed: Seed = None,
+    out: Out = None,
+    bind: Annotated[
+        str, typer.Option(metavar="HOST", help="Listen at this host; the port is any free one.")
+    ] = "127.0.0.1",
+    advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that others dial.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Be one agent, under torchrun or by itself.
+
+    \b
+    Examples:
+      torchrun --standalone --nproc-per-node 5 -m dimat agent run.yaml
+      dimat agent run.yaml --id 3 --coordinator 10.0.0.1:7000 --bind 0.0.0.0 --advertise 10.0.0.4 --insecure
+    """
+    set_up_logging(max(verbose, 1), quiet)
+    from dimat.cli.agent import agent_command
+
+    agent_command(config, id, coordinator, overrides(settings, seed), out, bind, advertise, insecure)
+
+
+@app.command()
+def coordinator(
+    config: Config = None,
+    settings: Set = [],
+    seed: Seed = None,
+    out: Out = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Listen at this host.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Listen at this port; 0 is any free one.", min=0, max=65535)] = 0,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Follow a run's membership and convergence; sees numbers, never weights.
+
+    \b
+    Example:
+      dimat coordinator run.yaml --host 0.0.0.0 --port 7000 --insecure
+    """
+    set_up_logging(max(verbose, 1), quiet)
+    from dimat.cli.coordinator import coordinator_command
+
+    coordinator_command(config, overrides(settings, seed), out, host, port, insecure)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report: one HTML file with everything in it, and the pictures as PNGs.
+
+    \b
+    Example:
+      dimat report runs/demo
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.run import report_command
+
+    raise typer.Exit(report_command(run, format.value))
+
+
+@app.command()
+def methods(
+    name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="One method, with its options.")] = None,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """List the merge methods, or describe one.
+
+    \b
+    Examples:
+      dimat methods
+      dimat methods mean
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.methods import methods_command
+
+    methods_command(name, format.value)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Becomes NAME.py and NAME.yaml in this folder.")],
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a task module and a config that run as they are.
+
+    \b
+    Example:
+      dimat new my_task && dimat run my_task.yaml
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.new import new_task, next_commands
+
+    module, written = new_task(name)
+    typer.echo(f"wrote {module} and {written}; next:")
+    for command in next_commands(module, written):
+        typer.echo(f"  {command}")
+
+
+@check.command("task")
+def check_task(
+    reference: Annotated[str, typer.Argument(metavar="PATH", help="file.py:Class, package.module:Class or a name.")],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Make a task, deal its data and train a step, and say what is wrong."""
+    set_up_logging(verbose, quiet)
+    from dimat.cli.check import check_task_command
+
+    raise typer.Exit(check_task_command(reference, format.value))
+
+
+@check.command("topology")
+def check_topology(
+    reference: Annotated[str, typer.Argument(metavar="PATH", help="A file, file.py:function or a name.")],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Build a topology in several sizes, rounds and seeds, and say what is wrong."""
+    set_up_logging(verbose, quiet)
+    from dimat.cli.check import check_topology_command
+
+    raise typer.Exit(check_topology_command(reference, format.value))
+
+
+@check.command("merge")
+def check_merge(
+    reference: Annotated[
+        str, typer.Argument(metavar="PATH", help="file.py:function, package.module:function or a name.")
+    ],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Fold small models in several orders, and say what is wrong."""
+    set_up_logging(verbose, quiet)
+    from dimat.cli.check import check_merge_command
+
+    raise typer.Exit(check_merge_command(reference, format.value))
+
+
+@check.command("config")
+def check_config(
+    config: Annotated[Path, typer.Argument(metavar="PATH", help="A run's config.")],
+    settings: Set = [],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Try a config as a run would, without starting anything."""
+    set_up_logging(verbose, quiet)
+    from dimat.cli.check import check_config_command
+
+    raise typer.Exit(check_config_command(config, settings, format.value))
+
+
+def main() -> None:
+    """Run the command line; errors go to stderr, and the exit code tells their kind."""
+    try:
+        app()
+    except DimatError as error:
+        typer.echo(f"Error: {error}", err=True)
+        if error.hint:
+            typer.echo(f"\nhint: {error.hint}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,115 @@
+"""Child processes: each in a session of its own, its output in a log file, ended by its own process group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dimat.errors import DimatError
+from dimat.runfolder import processes
+
+
+class Child:
+    """One process that was started here; only this one is ever signalled."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it (again); its output is appended to the log.
+
+        A session of its own keeps the terminal's Ctrl-C away from it: the parent decides what an interrupt means.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    def start_and_ask(self, folder: Path, timeout_s: float = 30.0) -> str:
+        """Start it and wait until it has written its address into the run folder's `processes.json`.
+
+        Raises:
+            DimatError: it ended instead, or took longer than `timeout_s` seconds.
+        """
+        self.start()
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            for entry in reversed(processes(folder)):
+                if entry["pid"] == self.pid:
+                    return str(entry["address"])
+            if self.poll() is not None:
+                raise self.failure()
+            time.sleep(0.02)  # the address comes as a file
+        raise DimatError(f"{self.name} did not say where it listens within {timeout_s:.0f} s; its log: {self.log}")
+
+    def failure(self) -> DimatError:
+        """What to tell the user when the process ended as it should not."""
+        return DimatError(f"{self.name} ended with exit code {self.poll()}; the end of {self.log}:\n{self.tail()}")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send `number` to the process alone."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code once it has ended; None if it still runs after `timeout_s` seconds."""
+        assert self._process is not None, "not started"
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close(self, grace_s: float = 5.0) -> None:
+        """End the process and whatever it started: SIGTERM to its group, then SIGKILL after `grace_s` seconds."""
+        if self._process is None:
+            return
+        for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                break
+            end = time.monotonic() + patience_s
+            while time.monotonic() < end and _group_alive(self._process):
+                time.sleep(0.02)  # the kernel offers no wait for a whole process group
+        self._process.poll()
+
+    def tail(self, num_lines: int = 20) -> str:
+        """The last lines of its log."""
+        if not self.log.is_file():
+            return ""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
+
+
+def _group_alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reap the leader, or it counts as alive
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

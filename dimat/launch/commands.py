@@ -1,0 +1,48 @@
+"""The command lines that start a coordinator and agents; `launch/` spells out the same ones for shells."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dimat.config import RunConfig
+
+
+def coordinator(folder: Path, port: int = 0) -> list[str]:
+    """One coordinator for the run in `folder`."""
+    return [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port)]
+
+
+def together(config: RunConfig, folder: Path, coordinator_address: str) -> list[str]:
+    """All agents under one torchrun: simple; a crash ends them all."""
+    return [*_torchrun(config, config.agents), *_agent(folder, coordinator_address)]
+
+
+def alone(config: RunConfig, folder: Path, coordinator_address: str, agent: int) -> list[str]:
+    """One agent under a torchrun of its own: the others do not notice more than a missing neighbour."""
+    return [*_torchrun(config, 1), *_agent(folder, coordinator_address), "--id", str(agent)]
+
+
+def environment(config: RunConfig) -> Mapping[str, str]:
+    """Variables for agents: as many OpenMP threads as the config says, which torchrun would set to one."""
+    return {"OMP_NUM_THREADS": str(config.threads), "PYTHONUNBUFFERED": "1"}
+
+
+def _torchrun(config: RunConfig, num_workers: int) -> list[str]:
+    # torchrun kills what has not left this long after a signal: an agent may need a whole deadline to finish its round.
+    shutdown_s = int(config.exchange.timeout_s) + 30
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes=1", f"--nproc-per-node={num_workers}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+        f"--shutdown-timeout={shutdown_s}",
+        *("-m", "dimat"),
+    ]
+
+
+def _agent(folder: Path, coordinator_address: str) -> list[str]:
+    return ["agent", *_config(folder), "--coordinator", coordinator_address]
+
+
+def _config(folder: Path) -> list[str]:
+    return [str(folder / "config.yaml"), "--out", str(folder)]

@@ -1,0 +1,115 @@
+"""Everything on this machine: a coordinator, the agents by torchrun, and somebody who watches them.
+
+The first interrupt asks the coordinator to name a last round, and everybody leaves after it; the second ends all at
+once. The coordinator is started again on its port when it dies: agents go on without it meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from dimat.config import RunConfig
+from dimat.errors import Interrupted
+from dimat.launch import commands
+from dimat.launch.children import Child
+from dimat.messages import View
+from dimat.transport.grpc import watch
+
+log = logging.getLogger(__name__)
+
+Shape = Literal["together", "per-agent"]
+
+MAX_COORDINATOR_RESTARTS = 10
+
+
+class LocalRun:
+    """The processes of one run. `run()` starts them, waits for their end and leaves none behind."""
+
+    def __init__(self, config: RunConfig, folder: Path, shape: Shape, on_view: Callable[[View], None]) -> None:
+        self._config = config
+        self._folder = folder
+        self._shape = shape
+        self._on_view = on_view
+        self._coordinator = Child("coordinator", commands.coordinator(folder), folder / "logs" / "coordinator.log")
+        self._launchers: list[Child] = []
+        self._interrupts = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Run to the end.
+
+        Raises:
+            DimatError: a part failed; its last words are in the message, the whole log is named.
+            Interrupted: the user asked twice.
+        """
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            address = self._coordinator.start_and_ask(self._folder)
+            self._start_agents(address)
+            watcher = threading.Thread(target=self._watch, args=(address,), name="watch", daemon=True)
+            watcher.start()
+            self._supervise(address)
+            # The coordinator ends by itself once everybody has said goodbye.
+            self._coordinator.wait(timeout_s=10.0)
+            self._over.set()
+            watcher.join(timeout=5.0)
+        finally:
+            self._over.set()
+            for child in (*self._launchers, self._coordinator):
+                child.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _start_agents(self, address: str) -> None:
+        config, folder = self._config, self._folder
+        logs = folder / "logs"
+        environment = commands.environment(config)
+        if self._shape == "together":
+            everybody = commands.together(config, folder, address)
+            self._launchers = [Child("agents", everybody, logs / "agents.log", environment)]
+        else:
+            self._launchers = [
+                Child(f"agent {n}", commands.alone(config, folder, address, n), logs / f"agent-{n}.log", environment)
+                for n in range(config.agents)
+            ]
+        for child in self._launchers:
+            child.start()
+
+    def _supervise(self, address: str) -> None:
+        """Until all launchers have ended: restart the coordinator, deliver interrupts, notice failures."""
+        restarts = 0
+        while any(child.poll() is None for child in self._launchers):
+            if self._interrupts > 1:
+                raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
+            if self._coordinator.poll() not in (None, 0) and restarts < MAX_COORDINATOR_RESTARTS:
+                restarts += 1
+                log.warning("the coordinator died; starting it again (%d)", restarts)
+                port = int(address.rpartition(":")[2])
+                self._coordinator = Child(
+                    "coordinator", commands.coordinator(self._folder, port), self._coordinator.log
+                )
+                self._coordinator.start()
+            self._over.wait(0.1)
+        failed = [child for child in self._launchers if child.poll() != 0]
+        if len(failed) == len(self._launchers) or (failed and self._shape == "together"):
+            raise failed[0].failure()
+        for child in failed:
+            log.warning("%s ended with exit code %s; its log: %s", child.name, child.poll(), child.log)
+
+    def _watch(self, address: str) -> None:
+        for view in watch(address, over=self._over):
+            self._on_view(view)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._interrupts += 1
+        if self._interrupts == 1:
+            log.warning("stopping after a round that all agents can reach; interrupt again to stop now")
+            self._coordinator.signal(signal.SIGINT)

@@ -1,0 +1,44 @@
+"""`metrics/<agent>.jsonl`: one flushed line per round and agent; the coordinator has a copy of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from dimat.messages import Report
+
+
+def append_metrics(path: Path, report: Report) -> None:
+    """One flushed line per round, for people and scripts; the coordinator has its own copy."""
+    row = {
+        "time": time.time(),
+        "agent": report.agent,
+        "round": report.round,
+        **report.metrics,
+        "seconds": dict(report.seconds),
+        "weights": dict(report.weights),
+        "bytes_received": dict(report.bytes_received),
+        "missing": dict(report.missing),
+        "moved": dict(report.moved),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def drop_rounds_after(path: Path, round: int) -> None:
+    """Forget the lines of rounds that will be done again."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _round_of(line) <= round]
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    beside.replace(path)
+
+
+def _round_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["round"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a kill
