@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from dimat.errors import TopologyError
 
@@ -77,21 +78,22 @@ def rounds_to_hear(graphs: Sequence[nx.Graph[int]]) -> int:
     steps = [_reads(graph) for graph in graphs]
     worst = 0
     for start in range(len(steps)):
-        heard = np.eye(len(steps[0]), dtype=bool)
+        heard = np.eye(len(steps[0]), dtype=np.float32)
         rounds = 0
         while not heard.all():
-            heard = steps[(start + rounds) % len(steps)] @ heard
+            heard = np.minimum(steps[(start + rounds) % len(steps)] @ heard, 1)
             rounds += 1
         worst = max(worst, rounds)
     return worst
 
 
-def _reads(graph: nx.Graph[int]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    # (n, n): row i has what agent i knows after the round, itself included.
-    know = np.eye(len(graph), dtype=bool)
+def _reads(graph: nx.Graph[int]) -> NDArray[np.float32]:
+    # (n, n): row i has a 1 for whom agent i knows after the round, itself included; floats, for BLAS multiplies no bools.
+    know = np.eye(len(graph), dtype=np.float32)
     for source, reader in graph.edges:
-        know[reader, source] = True
-        know[source, reader] |= not graph.is_directed()
+        know[reader, source] = 1
+        if not graph.is_directed():
+            know[source, reader] = 1
     return know
 
 
