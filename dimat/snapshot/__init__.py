@@ -1,0 +1,1 @@
+"""State dicts frozen for others: as payloads of named bytes, and as sketches."""

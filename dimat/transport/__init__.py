@@ -1,0 +1,1 @@
+"""How models and numbers get from one agent to another: in memory or over gRPC, behind one interface."""

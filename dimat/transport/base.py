@@ -94,7 +94,7 @@ class Transport(Protocol):
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Block until all peers have done what is waited for, or the time is over; returns those who have.
 
-        `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), when that changes.
+        `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), when it changes.
         """
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
@@ -122,7 +122,7 @@ class Control(Protocol):
         """Say that one is alive; never blocks longer than a second, never raises for an absent coordinator."""
 
     def report(self, report: Report) -> Directive:
-        """Hand in one round's numbers; kept and sent again when the coordinator is away. Acknowledged means on its disk."""
+        """Hand in one round's numbers; kept and sent again when the coordinator is away."""
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is still kept, as far as `timeout_s` allows, and hang up."""

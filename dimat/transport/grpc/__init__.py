@@ -1,0 +1,8 @@
+"""The wire over gRPC: `GrpcTransport` between agents; `GrpcControl`, `serve_coordinator`, `watch` for a coordinator."""
+
+from dimat.transport.grpc.control import GrpcControl
+from dimat.transport.grpc.coordinator_server import CoordinatorServer, serve_coordinator
+from dimat.transport.grpc.peer import GrpcTransport
+from dimat.transport.grpc.watch import watch
+
+__all__ = ["CoordinatorServer", "GrpcControl", "GrpcTransport", "serve_coordinator", "watch"]

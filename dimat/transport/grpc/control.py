@@ -1,0 +1,142 @@
+"""An agent's line to the coordinator over gRPC. A coordinator that is away stops nobody.
+
+Reports keep their order: while one waits to be handed in, later ones queue behind it, and a thread tries again until
+each is acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+
+from dimat.errors import DimatError, PeerUnavailable, TransportError, UsageError
+from dimat.messages import Directive, Heartbeat, Join, Report, View
+from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.memory import still_forming
+
+REPORT_S = 2.0
+"""How long the first try to hand in a report may take."""
+HEARTBEAT_S = 0.9
+RETRY_S = 0.5
+"""Pause between two tries to reach a coordinator that is away."""
+
+log = logging.getLogger(__name__)
+
+
+class GrpcControl:
+    """Join, heartbeat and report; implements `dimat.transport.base.Control`. Dials when first used.
+
+    Args:
+        address: where the coordinator listens, HOST:PORT.
+        retry_s: pause between two tries while it is away.
+    """
+
+    def __init__(self, address: str, *, retry_s: float = RETRY_S) -> None:
+        self.address = address
+        self._retry_s = retry_s
+        self._line = CoordinatorClient(address)
+        self._lock = threading.RLock()
+        self._kept: deque[Report] = deque()
+        self._directive = Directive()
+        self._wake = threading.Condition(self._lock)
+        self._sender: threading.Thread | None = None
+        self._closing_at: float | None = None
+
+    def join(self, join: Join, timeout_s: float) -> View:
+        """Enter the run; returns the view once all agents have joined.
+
+        Raises:
+            PeerUnavailable: no coordinator answered within `timeout_s`, or not all agents came; says who is missing.
+            UsageError: the coordinator refuses this agent and says why.
+        """
+        deadline = time.monotonic() + timeout_s
+        view: View | None = None
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            try:
+                view = self._line.call("Join", join, View, remaining_s)
+                views = self._line.views(view.number, deadline)
+                while view.state == "forming" and (changed := next(views, None)) is not None:
+                    view = changed
+                if view.state != "forming":
+                    return view
+            except TransportError as error:
+                log.debug("joining again: %s", error)
+                # It may come back before the deadline, without what it knew: then joining again is right.
+                time.sleep(max(0.0, min(self._retry_s, deadline - time.monotonic())))
+        if view is not None:
+            raise PeerUnavailable(still_forming(view, timeout_s))
+        raise PeerUnavailable(
+            f"no coordinator at {self.address} after {timeout_s:.0f} s",
+            hint="is it running, and is this its address? `dimat coordinator CONFIG` starts one",
+        )
+
+    def heartbeat(self, beat: Heartbeat) -> Directive:
+        """Say that one is alive; an absent coordinator is no error, and the last directive stands."""
+        with contextlib.suppress(DimatError):
+            self._directive = self._line.call("Heartbeat", beat, Directive, HEARTBEAT_S)
+        return self._directive
+
+    def report(self, report: Report) -> Directive:
+        """Hand in one round's numbers; kept and sent again later, in order, when the coordinator is away."""
+        with self._lock:
+            # A sender that is about to end looks at the queue once more, so the report is its.
+            waiting = bool(self._kept) or self._sender is not None
+            self._kept.append(report)
+        if not waiting:
+            self._hand_in(REPORT_S)
+        with self._lock:
+            if self._kept and self._sender is None:
+                self._sender = threading.Thread(target=self._send_kept, name="dimat-reports", daemon=True)
+                self._sender.start()
+        return self._directive
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is still kept, as far as `timeout_s` allows, and hang up; a second call does nothing."""
+        with self._lock:
+            if self._closing_at is None:
+                self._closing_at = time.monotonic() + timeout_s
+            self._wake.notify_all()
+            sender = self._sender
+        if sender is not None:
+            sender.join()
+        with self._lock:
+            if self._kept:
+                rounds = ", ".join(str(report.round) for report in self._kept)
+                log.warning("%s did not come back: reports of rounds %s were not handed in", self._line.whom, rounds)
+                self._kept.clear()
+        self._line.close()
+
+    # ----------------------------------------------------------------------------------------------------- reports
+
+    def _hand_in(self, timeout_s: float) -> bool:
+        """Try to send the oldest kept report; True when it is off the queue."""
+        with self._lock:
+            report = self._kept[0]
+        try:
+            self._directive = self._line.call("Report", report, Directive, timeout_s)
+        except UsageError as error:
+            log.warning("the report of round %d was refused and is dropped: %s", report.round, error)
+        except DimatError as error:
+            log.debug("the report of round %d is kept: %s", report.round, error)
+            return False
+        with self._lock:
+            self._kept.popleft()
+        return True
+
+    def _send_kept(self) -> None:
+        while True:
+            with self._lock:
+                if not self._kept:
+                    self._sender = None
+                    return
+                closing_at = self._closing_at
+            remaining_s = closing_at - time.monotonic() if closing_at is not None else REPORT_S
+            if remaining_s <= 0:
+                return
+            if not self._hand_in(min(REPORT_S, remaining_s)):
+                with self._lock:
+                    pause_s = self._retry_s if self._closing_at is None else min(0.05, self._retry_s)
+                    self._wake.wait(pause_s)
