@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dimat.cli.options import Format, OutputFormat, Quiet, Verbose, set_up_logging
 from dimat.errors import TopologyError
 
 if TYPE_CHECKING:
@@ -17,25 +17,17 @@ if TYPE_CHECKING:
 _DEFAULT_AGENTS = 8
 _SHOWN_AGENTS = 32
 
-app = typer.Typer(no_args_is_help=True, help="Graphs of agents: which there are, and how fast agents agree on one.")
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="Results on stdout as text or as one JSON object.")]
-VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more on stderr.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Graphs of agents: which there are, and how fast agents agree on one.",
+)
 
 
 @app.command("list")
-def list_topologies(format: FormatOption = Format.text, verbose: VerboseOption = 0, quiet: QuietOption = False) -> None:
+def list_topologies(format: OutputFormat = Format.text, verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """Every topology by name: what it is, its options, when to use it."""
-    del verbose, quiet  # nothing is logged here
+    set_up_logging(verbose, quiet)
     entries = _entries()
     if format is Format.json:
         print(json.dumps({"topologies": entries}, ensure_ascii=False))
@@ -70,12 +62,12 @@ def show_topology(
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a picture.")] = None,
     round: Annotated[int, typer.Option("--round", min=0, help="The round, for graphs that change.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is random in the graph.")] = 0,
-    format: FormatOption = Format.text,
-    verbose: VerboseOption = 0,
-    quiet: QuietOption = False,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Degrees, diameter, spectral gap, rounds per tenfold and mixing weights of one topology."""
-    del verbose, quiet  # nothing is logged here
+    set_up_logging(verbose, quiet)
     from dimat.topology import bytes_per_round, load_topology, save_png
     from dimat.topology.source import find_source
 

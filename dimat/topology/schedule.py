@@ -88,7 +88,7 @@ def rounds_to_hear(graphs: Sequence[nx.Graph[int]]) -> int:
 
 
 def _reads(graph: nx.Graph[int]) -> NDArray[np.float32]:
-    # (n, n): row i has a 1 for whom agent i knows after the round, itself included; floats, for BLAS multiplies no bools.
+    # (n, n): row i has a 1 for all that agent i knows after the round, itself too; floats, as BLAS multiplies no bools.
     know = np.eye(len(graph), dtype=np.float32)
     for source, reader in graph.edges:
         know[reader, source] = 1

@@ -1,25 +1,51 @@
-"""What every mixing matrix must do, over random connected graphs."""
+"""What every mixing matrix and every reading tree must do, over random connected graphs."""
 
 from __future__ import annotations
 
 import networkx as nx
 import numpy as np
 import pytest
-from graph_strategies import connected_graphs, directed_graphs, modest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimat.errors import TopologyError
 from dimat.topology import (
     check_mixing,
     contraction_bound,
+    diameter,
     mixing_matrix,
     mixing_weights,
+    reading_tree,
     rounds_per_tenfold,
     spectral_gap,
     without_edges,
 )
 from dimat.topology.mixing import SCHEMES
+from dimat.topology.schedule import rounds_to_hear
+
+modest = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def connected_graphs(draw: st.DrawFn) -> nx.Graph:
+    """A random tree and some more edges."""
+    n = draw(st.integers(2, 12))
+    tree = [(draw(st.integers(0, child - 1)), child) for child in range(1, n)]
+    pairs = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] != pair[1])
+    graph = nx.Graph([*tree, *draw(st.lists(pairs, max_size=15))])
+    return nx.Graph(nx.convert_node_labels_to_integers(graph, ordering="sorted"))
+
+
+@st.composite
+def directed_graphs(draw: st.DrawFn) -> nx.DiGraph:
+    """A directed cycle through everyone and some more edges."""
+    n = draw(st.integers(2, 10))
+    order = draw(st.permutations(range(n)))
+    pairs = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] != pair[1])
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(n))
+    graph.add_edges_from(zip(order, [*order[1:], order[0]], strict=True))
+    graph.add_edges_from(draw(st.lists(pairs, max_size=15)))
+    return graph
 
 
 def models(n: int, seed: int) -> np.ndarray:
@@ -123,76 +149,38 @@ def test_rounds_per_tenfold_is_the_first_round_below_a_tenth(graph: nx.Graph) ->
     assert rounds == 1 or norm[0] > 0.1 - 1e-9
 
 
-def test_lazy_has_no_negative_eigenvalue_where_metropolis_has_one() -> None:
-    graph = nx.star_graph(1)
-    swap = mixing_matrix(nx.cycle_graph(4))
-    assert np.linalg.eigvalsh(swap).min() < -0.3
-    assert np.linalg.eigvalsh(mixing_matrix(nx.cycle_graph(4), "lazy")).min() >= 0
-    assert mixing_matrix(graph, "lazy").tolist() == [[0.75, 0.25], [0.25, 0.75]]
+@modest
+@given(st.one_of(connected_graphs(), directed_graphs()))
+def test_every_child_reads_its_parent_one_level_up(graph: nx.Graph) -> None:
+    root, parents = reading_tree(graph)
+    distance = {node: nx.shortest_path_length(graph, root, node) for node in graph}
+    centres = {node: max(nx.shortest_path_length(graph, node).values()) for node in graph}
+    assert root == min(node for node in graph if centres[node] == min(centres.values()))
+    assert set(parents) == set(graph) - {root}
+    for child, parent in parents.items():
+        up = [node for node in graph if graph.has_edge(node, child) and distance[node] == distance[child] - 1]
+        assert parent == min(up)
+    assert list(parents) == sorted(parents, key=lambda child: (distance[child], child))
 
 
-def test_uniform_weights_on_a_star_favour_the_hub_and_say_so() -> None:
-    graph = nx.star_graph(4)
-    report = check_mixing(mixing_matrix(graph, "uniform"), graph)
-    assert not report.doubly_stochastic
-    assert report.influence == pytest.approx([5 / 13, *[2 / 13] * 4])  # proportional to degree + 1
-    assert "agent 0 counts 1.92 times" in report.bias
+def test_the_tree_of_a_directed_graph_follows_readable_edges() -> None:
+    graph = nx.cycle_graph(4, create_using=nx.DiGraph)  # 0 -> 1 -> 2 -> 3 -> 0
+    assert reading_tree(graph) == (0, {1: 0, 2: 1, 3: 2})
 
 
-def test_edge_weights_are_taken_from_the_edges_and_leave_the_rest_to_the_agent() -> None:
-    graph = nx.DiGraph()
-    graph.add_weighted_edges_from([(0, 1, 0.25), (1, 0, 0.5), (2, 0, 0.5), (1, 2, 1.0)])
-    assert mixing_matrix(graph, "edge-weights").tolist() == [[0, 0.5, 0.5], [0.25, 0.75, 0], [0, 1, 0]]
+@modest
+@given(st.one_of(connected_graphs(), directed_graphs()))
+def test_the_rounds_until_all_have_heard_from_all_are_the_diameter(graph: nx.Graph) -> None:
+    longest = max(max(lengths.values()) for _, lengths in nx.all_pairs_shortest_path_length(graph))
+    assert diameter(graph) == rounds_to_hear([graph]) == longest
 
 
-@pytest.mark.parametrize("weight", [-0.1, 0, float("nan"), float("inf"), "much", True])
-def test_an_edge_weight_that_is_none_is_refused(weight: object) -> None:
-    graph = nx.Graph()
-    graph.add_edge(0, 1, weight=weight)
-    with pytest.raises(TopologyError, match=r"the edge 1 - 0 has the weight"):
-        mixing_matrix(graph, "edge_weights")
-
-
-def test_edge_weights_missing_or_above_one_are_refused() -> None:
-    graph = nx.path_graph(3)
-    with pytest.raises(TopologyError, match=r"has no attribute `weight`"):
-        mixing_matrix(graph, "edge_weights")
-    nx.set_edge_attributes(graph, 0.6, "weight")
-    with pytest.raises(TopologyError, match=r"agent 1 gives to \[0, 2\] sum to 1.2, above 1"):
-        mixing_matrix(graph, "edge_weights")
-
-
-def test_metropolis_on_a_directed_graph_is_refused_with_the_cure() -> None:
-    with pytest.raises(TopologyError, match="undirected") as caught:
-        mixing_matrix(nx.cycle_graph(3, create_using=nx.DiGraph), "metropolis")
-    assert "uniform" in str(caught.value.hint)
-
-
-def test_an_unknown_scheme_or_agent_is_answered_with_what_exists() -> None:
-    with pytest.raises(TopologyError, match="Did you mean 'metropolis'"):
-        mixing_matrix(nx.cycle_graph(3), "metropolys")
-    with pytest.raises(TopologyError, match="agent 3 is not in the graph; its agents are 0 to 2"):
-        mixing_weights(nx.cycle_graph(3), 3)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        (np.array([[0.5, 0.4], [0.5, 0.5]]), r"row 0 .* sums to 0.9, and must sum to 1"),
-        (np.array([[1.5, -0.5], [0.5, 0.5]]), r"row 0 .* negative"),
-        (np.array([[0.5, 0.5], [np.nan, 0.5]]), r"row 1 .* NaN"),
-        (np.full((2, 3), 1 / 3), r"square"),
-        (np.full((3, 3), 1 / 3), r"for 3 agents, and the graph has 2"),
-    ],
-)
-def test_a_matrix_that_is_no_mixing_matrix_is_refused(matrix: np.ndarray, message: str) -> None:
-    with pytest.raises(TopologyError, match=message):
-        check_mixing(matrix, nx.path_graph(2))
-
-
-def test_a_weight_without_an_edge_is_refused() -> None:
-    with pytest.raises(TopologyError, match=r"agent 0 read agent 2 \(weight 0.333\), which no edge allows"):
-        check_mixing(np.full((3, 3), 1 / 3), nx.path_graph(3))
-    one_way = nx.DiGraph([(0, 1)])
-    with pytest.raises(TopologyError, match="agent 0 read agent 1"):
-        check_mixing(np.array([[0.5, 0.5], [0.5, 0.5]]), one_way)
+def test_hearing_takes_the_worst_first_round_of_a_schedule() -> None:
+    left, right = nx.Graph([(0, 1)]), nx.Graph([(1, 2)])
+    left.add_node(2)
+    right.add_node(0)
+    assert rounds_to_hear([left, right]) == 3  # 0 - 1, 1 - 2, 0 - 1: only then 0 has heard from 2
+    still = nx.empty_graph(3)
+    assert rounds_to_hear([left, right, still]) == 5  # begun in the round when nobody reads: it costs one more
+    with pytest.raises(nx.NetworkXError):
+        diameter(still)
