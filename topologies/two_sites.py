@@ -7,6 +7,7 @@ site read each other every round, and the line is used in every `every`-th round
 
 import networkx as nx
 
+from dimat.errors import TopologyError
 from dimat.topology import periodic
 
 
@@ -18,9 +19,11 @@ def build(n: int, *, round: int = 0, seed: int = 0, every: int = 4) -> nx.Graph:
         n: the number of agents; the first half of them stands at the first site.
         round: the round, from 0.
         seed: nothing is random here.
-        every: how often the line is used; 1, 2 or 4, because `periodic(4)` promises it once in four rounds.
+        every: how often the line is used; at most 4, because `periodic(4)` promises it once in four rounds.
     """
     del seed
+    if every not in (1, 2, 3, 4):
+        raise TopologyError(f"two_sites: every must be 1, 2, 3 or 4, not {every!r}")
     half = n // 2
     graph = nx.disjoint_union(nx.complete_graph(half), nx.complete_graph(n - half))
     if round % every == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import networkx as nx
@@ -22,6 +23,7 @@ every_topology = pytest.mark.parametrize(
 )
 
 
+@lru_cache
 def accepted_sizes(name: str) -> list[int]:
     """The sizes that a topology does not refuse; a file that fixes its size has that one."""
     sizes = []

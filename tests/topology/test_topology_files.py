@@ -210,3 +210,11 @@ def test_entry_points_are_found_by_name_and_a_broken_one_is_named(
         build("flat", 5)
     with pytest.raises(PluginError, match="Did you mean 'wheel'"):
         build("wheell", 5)
+
+
+def test_the_two_sites_are_joined_in_every_nth_round() -> None:
+    name = f"{Path(__file__).parents[2] / 'topologies' / 'two_sites.py'}:build"
+    joined = [build(name, 6, round=round, every=3).has_edge(2, 3) for round in range(7)]
+    assert joined == [True, False, False, True, False, False, True]
+    with pytest.raises(TopologyError, match="every must be 1, 2, 3 or 4, not 5"):
+        build(name, 6, every=5)
