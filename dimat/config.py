@@ -172,7 +172,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     values = _read(path) if path is not None else {}
     for override in overrides:
         _set(values, override)
-    return parse_config(values, source=str(path) if path else "the default config")
+    config = parse_config(values, source=str(path) if path else "the default config")
+    return _with_absolute_paths(config, [Path.cwd(), *([path.parent] if path else [])])
 
 
 def parse_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -186,6 +187,41 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
     except ValidationError as error:
         problems = [_explain(problem, values) for problem in error.errors()]
         raise ConfigError(f"{source} cannot be run:\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def _with_absolute_paths(config: RunConfig, folders: Sequence[Path]) -> RunConfig:
+    """Files that the config names, found from the current folder or beside the config, with their whole path.
+
+    Agents read the resolved config from the run folder, and may stand in another one. What is not found stays as it
+    is: it may be a name, or its own part of dimat says that the file does not exist.
+    """
+
+    def absolute(name: str) -> str:
+        file, colon, attribute = name.partition(":") if ".py:" in name else (name, "", "")
+        for folder in folders:
+            if (folder / file).exists():
+                return f"{(folder / file).resolve()}{colon}{attribute}"
+        return name
+
+    def is_file(name: str) -> bool:
+        return ".py:" in name or "/" in name or Path(name).suffix in (".yaml", ".yml", ".json", ".graphml", ".edgelist")
+
+    task = config.task
+    found: dict[str, Any] = {
+        "name": absolute(task.name) if is_file(task.name) else task.name,
+        "data": None if task.data is None else absolute(task.data),
+    }
+    if isinstance(task.model, str) and is_file(task.model):
+        found["model"] = absolute(task.model)
+    graph = config.topology.graph
+    init = config.init
+    return config.model_copy(
+        update={
+            "task": task.model_copy(update=found),
+            "topology": config.topology.model_copy(update={"graph": absolute(graph) if is_file(graph) else graph}),
+            "init": init if init in ("same", "different") else absolute(init),
+        }
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def _load_module(kind: str, name: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise PluginError(f"{kind} module {name!r} does not import: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        raise PluginError(f"{kind} module {name!r} does not import: {type(error).__name__}: {error}") from error
 
 
 def _load_file(kind: str, path: Path) -> Any:

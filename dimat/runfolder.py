@@ -124,8 +124,8 @@ def processes(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, fsync, rename."""
-    beside = path.with_name(f".{path.name}.partial")
+    """Write beside, fsync, rename; agents of one machine may write the same file at the same moment."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

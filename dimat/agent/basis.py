@@ -96,7 +96,7 @@ def permute_agent(agent: Agent, perms: Mapping[str, torch.Tensor]) -> None:
                 if key in agent.optimizer.state.get(parameter, {})
                 and getattr(agent.optimizer.state[parameter][key], "shape", None) == parameter.shape
             }
-            permuted = agent.spec.apply({name: tensor.clone() for name, tensor in moving.items()}, perms)
+            permuted = agent.spec.apply_to_named(moving, perms)
             for name, tensor in moving.items():
                 tensor.copy_(permuted[name])
 

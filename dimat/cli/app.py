@@ -158,7 +158,9 @@ def coordinator(
     out: Out = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Listen at this host.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Listen at this port; 0 is any free one.", min=0, max=65535)] = 0,
+    advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that agents dial.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -171,7 +173,8 @@ def coordinator(
     set_up_logging(max(verbose, 1), quiet)
     from dimat.cli.coordinator import coordinator_command
 
-    coordinator_command(config, overrides(settings, seed), out, host, port, insecure)
+    code = coordinator_command(config, overrides(settings, seed), out, host, port, insecure, format.value, advertise)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -237,15 +240,22 @@ def new(
 @check.command("task")
 def check_task(
     reference: Annotated[str, typer.Argument(metavar="PATH", help="file.py:Class, package.module:Class or a name.")],
+    settings: Set = [],
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Make a task, deal its data and train a step, and say what is wrong."""
+    """Make a task, deal its data and train a step, and say what is wrong.
+
+    \b
+    Examples:
+      dimat check task my_task.py:Task
+      dimat check task arrays -s task.data=mnist.npz -s task.model=mlp
+    """
     set_up_logging(verbose, quiet)
     from dimat.cli.check import check_task_command
 
-    raise typer.Exit(check_task_command(reference, format.value))
+    raise typer.Exit(check_task_command(reference, settings, format.value))
 
 
 @check.command("topology")

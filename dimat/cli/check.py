@@ -1,4 +1,4 @@
-"""`dimat check task | topology | merge | config`: every finding a sentence with its cure; exit code 2 when there is one."""
+"""`dimat check task|topology|merge|config`: each finding a sentence with its cure; exit code 2 when there is one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from pathlib import Path
 from dimat.errors import EXIT_DONE, EXIT_USAGE
 
 
-def check_task_command(reference: str, format: str) -> int:
-    """Check a task."""
+def check_task_command(reference: str, settings: list[str], format: str) -> int:
+    """Check a task, made as a run with these settings would make it."""
     from dimat.cli import check_task
+    from dimat.config import load_config
 
-    findings = check_task.check(reference)
+    # Without a partition of its own the checks keep their default, which every task can deal.
+    config = load_config(None, ["task.partition.scheme=iid", *settings])
+    findings = check_task.check(
+        reference,
+        model=config.task.model,
+        data=config.task.data,
+        partition=config.task.partition.model_dump(exclude_none=True),
+        batch_size=config.train.batch_size,
+        options=config.task.options,
+        num_agents=config.agents,
+        seed=config.seed,
+    )
     if format == "json":
         print(json.dumps(check_task.as_json(reference, findings)))
     else:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Literal
 
 from dimat.config import RunConfig
+from dimat.coordinator import Store
 from dimat.errors import Interrupted
 from dimat.launch import commands
 from dimat.launch.children import Child
@@ -88,7 +89,7 @@ class LocalRun:
         while any(child.poll() is None for child in self._launchers):
             if self._interrupts > 1:
                 raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
-            if self._coordinator.poll() not in (None, 0) and restarts < MAX_COORDINATOR_RESTARTS:
+            if self._coordinator_died() and restarts < MAX_COORDINATOR_RESTARTS:
                 restarts += 1
                 log.warning("the coordinator died; starting it again (%d)", restarts)
                 port = int(address.rpartition(":")[2])
@@ -102,6 +103,12 @@ class LocalRun:
             raise failed[0].failure()
         for child in failed:
             log.warning("%s ended with exit code %s; its log: %s", child.name, child.poll(), child.log)
+
+    def _coordinator_died(self) -> bool:
+        if self._coordinator.poll() is None:
+            return False
+        with Store.open(self._folder, read_only=True) as store:
+            return store.outcome() is None  # with an outcome it ended because the run did
 
     def _watch(self, address: str) -> None:
         for view in watch(address, over=self._over):

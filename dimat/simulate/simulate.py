@@ -18,7 +18,7 @@ from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
-from dimat.coordinator import Coordinator, Options, Store
+from dimat.coordinator import Coordinator, Store
 from dimat.messages import Directive, Heartbeat, View
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
@@ -65,14 +65,14 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
         DimatError: as the agents of a networked run would.
     """
     topology = build_topology(config)
-    with Store.open(folder / "coordinator.sqlite") as store:
+    with Store.open(folder) as store:
         # Time stands still for membership: nobody is late in a simulation.
         coordinator = Coordinator(config, topology.diameter, store, clock=lambda: 0.0)
         control = MemoryControl(coordinator)
         hub = MemoryHub()
         running = [_make(config, number, folder, hub) for number in range(config.agents)]
         for one in running:
-            view = control.join(introduction(one.agent, one.transport.start()), timeout_s=0.0)
+            view = coordinator.join(introduction(one.agent, one.transport.start()))
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
             one.steps = run_rounds(one.agent, view, control)
