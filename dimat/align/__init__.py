@@ -1,0 +1,60 @@
+"""Bring models that were trained apart into one basis: hidden units have no order of their own.
+
+    spec = permutation_spec(model, example_input)                # which units may move, found by tracing
+    spec.verify(model, example_input)                            # random permutation in, same outputs out
+    perms = activation_matching(spec, mine, theirs, batches)     # or weight_matching(spec, state, state)
+    theirs.load_state_dict(spec.apply(theirs.state_dict(), perms))
+
+Names load when they are used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dimat.align.activations import activation_matching, match_activations
+    from dimat.align.assign import linear_assignment
+    from dimat.align.groups import PermutationSpec
+    from dimat.align.matching import GroupMatch, Matching
+    from dimat.align.operators import register_operator
+    from dimat.align.trace import permutation_spec
+    from dimat.align.units import Axis, Frozen, Group, Tap, TensorInfo
+    from dimat.align.weights import match_weights, weight_matching
+
+_HOMES = {
+    "activations": ("activation_matching", "match_activations"),
+    "assign": ("linear_assignment",),
+    "groups": ("PermutationSpec",),
+    "matching": ("GroupMatch", "Matching"),
+    "operators": ("register_operator",),
+    "trace": ("permutation_spec",),
+    "units": ("Axis", "Frozen", "Group", "Tap", "TensorInfo"),
+    "weights": ("match_weights", "weight_matching"),
+}
+
+__all__ = [
+    "Axis",
+    "Frozen",
+    "Group",
+    "GroupMatch",
+    "Matching",
+    "PermutationSpec",
+    "Tap",
+    "TensorInfo",
+    "activation_matching",
+    "linear_assignment",
+    "match_activations",
+    "match_weights",
+    "permutation_spec",
+    "register_operator",
+    "weight_matching",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dimat.align.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

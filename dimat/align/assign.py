@@ -1,0 +1,61 @@
+"""The linear assignment: of all ways to pair units one to one, the one with the largest total similarity."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+
+from dimat.errors import AlignmentError
+from dimat.plugins import unknown
+
+BACKENDS = ("auto", "lapx", "scipy")
+
+
+def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[np.int64]:
+    """The permutation p that maximises Σᵢ similarity[i, p[i]].
+
+    When the best partner of every row is a different column, that is the answer (it attains the upper bound); bases
+    that agree already cost no more than a look. Otherwise Jonker-Volgenant, by scipy or, two to three times as fast on
+    correlations, by lapx.
+
+    Args:
+        similarity: shape (n, n), finite.
+        backend: `auto` (lapx when installed), `lapx` or `scipy`. All find the same total.
+
+    Returns:
+        int64 array of shape (n,).
+
+    Raises:
+        AlignmentError: the matrix is not square or not finite, or the backend is unknown or not installed.
+
+    >>> linear_assignment([[0.1, 0.9], [0.8, 0.7]]).tolist()
+    [1, 0]
+    """
+    matrix = np.asarray(similarity, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise AlignmentError(f"similarities have shape {matrix.shape}; one unit pairs with one, so they must be square")
+    if not np.isfinite(matrix).all():
+        raise AlignmentError("similarities hold NaN or Inf; units that have none should get 0")
+    if backend not in BACKENDS:
+        raise AlignmentError(unknown("assignment backend", backend, BACKENDS))
+    if backend == "lapx" and not _has_lapx():
+        raise AlignmentError("lapx is not installed", hint="pip install 'dimat[fast]'")
+    if not len(matrix):
+        return np.zeros(0, dtype=np.int64)
+    best = matrix.argmax(axis=1)
+    if len(np.unique(best)) == len(matrix):
+        return np.asarray(best, dtype=np.int64)
+    if backend == "scipy" or not _has_lapx():
+        return np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
+    import lap
+
+    return np.asarray(lap.lapjv(-matrix, return_cost=False)[0], dtype=np.int64)
+
+
+@cache
+def _has_lapx() -> bool:
+    return importlib.util.find_spec("lap") is not None

@@ -1,0 +1,162 @@
+"""See every operator of a forward pass go by, in order, without touching the model.
+
+A `TorchFunctionMode` meets each call of a torch function on its own thread, whichever way it is written (`F.relu(x)`,
+`torch.relu(x)`, `x.relu_()`), with the real tensors. So the model runs as it is, Python control flow on shapes
+included, and nothing is patched: other threads may use modules meanwhile. The n-th call of one pass is the n-th call
+of another pass of the same architecture, which is how a tap found on one model is read on another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dimat.align.operators import module_operators
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+_METADATA_NAMES = """
+    shape size dim ndim ndimension numel nelement stride storage_offset dtype device layout len
+    is_floating_point is_complex is_cuda is_contiguous is_leaf is_sparse is_quantized is_meta is_mps is_xla
+    is_nested requires_grad grad grad_fn get_device element_size itemsize nbytes hash names has_names format
+    repr version data_ptr is_conj is_inference is_neg result_type can_cast dim_order
+"""
+_METADATA = frozenset(_METADATA_NAMES.split())
+CONVERSIONS = frozenset(["__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__array__"])
+"""Methods that make a Python value of a tensor; `bool`, `int` and `float` without underscores only change the dtype."""
+
+
+class Calls(TorchFunctionMode):
+    """Base of what watches one forward pass of `model`; `on_call` sees each operator and runs it.
+
+    A module of a registered type is one call: what happens inside is not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.num_calls = 0
+        self._inside = 0
+        self._hooks: list[Any] = []
+
+    def on_call(
+        self, name: str, key: object, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Meet one operator: `run()` executes it; the answer is what the model gets."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        opaque = module_operators()
+        for module in self.model.modules():
+            if isinstance(module, opaque):
+                self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, prepend=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = operator_name(func)
+        if self._inside or name in _METADATA:
+            return func(*args, **kwargs)
+        self.num_calls += 1
+        return self.on_call(name, func, lambda: func(*args, **kwargs), args, kwargs)
+
+    def _enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inside += 1
+
+    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self.num_calls += 1
+            self.on_call(type(module).__name__, type(module), lambda: output, (module, *args), kwargs)
+
+
+def operator_name(func: Any) -> str:
+    """One bare name for all spellings of an operator: `relu` for F.relu, torch.relu_, Tensor.relu.
+
+    >>> operator_name(torch.Tensor.relu_), operator_name(torch.nn.functional.relu), operator_name(torch.Tensor.__iadd__)
+    ('relu', 'relu', 'iadd')
+    """
+    name = str(getattr(func, "__name__", func))
+    if name == "__get__":  # a property, such as Tensor.T
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return name if name in CONVERSIONS else name.strip("_")
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and plain objects (a model's output class), in order."""
+    found: list[Tensor] = []
+    opened: set[int] = set()
+    stack = list(reversed(values))
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list, set, frozenset)):
+            stack.extend(reversed(list(value)))
+        elif isinstance(value, Mapping):
+            stack.extend(reversed(list(value.values())))
+        elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)) and id(value) not in opened:
+            opened.add(id(value))
+            stack.extend(reversed(list(vars(value).values())))
+    return found
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Run models in eval mode without gradients; the train/eval mode of every module is put back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Run a model on one batch: a tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
+    if isinstance(batch, Tensor):
+        return model(batch)
+    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+def user_line() -> str:
+    """The line of the model's code that is running: `file:line`, outside of torch and of this package."""
+    frame = _frames(lambda frame: not frame.f_code.co_filename.startswith((_TORCH, _HERE)))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "an unknown line"
+
+
+def running_module(names: Mapping[int, str]) -> str:
+    """The path of the innermost module that is running, by `names` from id(module); empty for the model itself."""
+    frame = _frames(lambda frame: id(frame.f_locals.get("self")) in names)
+    return names[id(frame.f_locals["self"])] if frame else ""
+
+
+def _frames(wanted: Callable[[FrameType], bool]) -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not wanted(frame):
+        frame = frame.f_back
+    return frame

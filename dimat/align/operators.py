@@ -1,0 +1,102 @@
+"""What each operator does to the order of units: one small rule for each, found by the operator's bare name.
+
+A rule gets the operator's own arguments with a `Symbolic` in place of every tensor, ties or freezes their dimensions
+and answers with the dimensions of the output. The bare name is the same for `F.relu`, `torch.relu`, `Tensor.relu_`
+(and for ATen's operators, which mostly take the same arguments), so one rule serves all spellings.
+
+To teach a new operator:
+
+    @register_operator("my_scale")                  # or the function itself, or an nn.Module class
+    def my_scale(context, x, scale):
+        context.tie(x.dims[-1], scale.dims[0])
+        return x.dims
+
+The rule of a module class gets the module before the inputs; `context.parameter(module.weight)` gives a weight's axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from dimat.align.axes import AxisTable, Cause, Dim
+
+Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symbolic:
+    """A tensor as the rules see it: the atoms of each dimension, and whether it depends on the model's input."""
+
+    dims: tuple[Dim, ...]
+    shape: tuple[int, ...]
+    from_input: bool = False
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.dims)
+
+
+class Context(Protocol):
+    """What a rule can do."""
+
+    table: AxisTable
+    cause: Cause
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes of the output tensors."""
+
+    def parameter(self, tensor: Tensor) -> Symbolic:
+        """The axes of a parameter or buffer (for rules of module classes)."""
+
+    def tie(self, one: Dim, other: Dim) -> None:
+        """Two dimensions of one length are matched entry by entry."""
+
+    def freeze(self, *dims: Dim) -> None:
+        """These dimensions must keep their order, by the operator's nature."""
+
+    def unsupported(self, *dims: Dim) -> None:
+        """These dimensions must keep their order because this rule does not know better: it is reported."""
+
+    def fixed(self, length: int) -> Dim:
+        """A new dimension that stays in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A rule, and whether the operator is an activation function (whose input is where units are compared)."""
+
+    rule: Rule
+    nonlinear: bool = False
+
+
+OPERATORS: dict[object, Operator] = {}
+"""By bare name, by function, or by module class."""
+
+
+def register_operator(*keys: object, nonlinear: bool = False) -> Callable[[AnyRule], AnyRule]:
+    """Teach the tracer an operator: decorate its rule with bare names, functions or nn.Module classes."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        for key in keys:
+            OPERATORS[key] = Operator(rule, nonlinear)
+        return rule
+
+    return register
+
+
+def find_operator(name: str, key: object) -> Operator | None:
+    """The rule for a function or module class, else for the bare name, else None."""
+    try:
+        return OPERATORS.get(key) or OPERATORS.get(name)
+    except TypeError:  # an unhashable callable
+        return OPERATORS.get(name)
+
+
+def module_operators() -> tuple[type[nn.Module], ...]:
+    """The module classes that have a rule of their own."""
+    return tuple(key for key in OPERATORS if isinstance(key, type) and issubclass(key, nn.Module))

@@ -1,0 +1,52 @@
+"""Operators that work entry by entry, and those that treat every entry of a dimension alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dimat.align.axes import Dim
+from dimat.align.operators import Context, Symbolic, register_operator
+
+ACTIVATIONS = """
+    relu relu6 leaky_relu rrelu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardswish
+    hardsigmoid logsigmoid softsign tanhshrink softshrink hardshrink threshold
+"""
+ENTRYWISE = """
+    add sub mul div truediv floordiv floor_divide true_divide mod remainder fmod pow rsub radd rmul rdiv
+    rtruediv rpow iadd isub imul itruediv idiv ipow neg abs pos exp exp2 expm1 log log1p log2 sqrt rsqrt
+    square reciprocal sin cos erf sign round floor ceil clamp clip clamp_min clamp_max nan_to_num maximum
+    minimum fmax fmin where lerp addcmul addcdiv masked_fill eq ne lt le gt ge logical_and logical_or
+    logical_not isnan isinf isfinite and or invert dropout alpha_dropout dropout1d dropout2d dropout3d
+    feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity zeros_like
+    ones_like full_like softmax log_softmax normalize positive requires_grad
+"""
+
+
+@register_operator(*ACTIVATIONS.split(), nonlinear=True)
+@register_operator(*ENTRYWISE.split())
+def entrywise(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Every tensor is matched with the others as broadcasting does; softmax and friends keep any order, too."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Symbolic)]
+    shape = context.shapes[0]
+    out: list[Dim] = []
+    for back in range(len(shape), 0, -1):
+        long = [t.dims[-back] for t in tensors if t.ndim >= back and t.shape[-back] != 1]
+        for other in long[1:]:
+            context.tie(long[0], other)
+        out.append(long[0] if long else context.fixed(shape[-back]))
+    return tuple(out)
+
+
+@register_operator("to", "type", "type_as", "cpu", "cuda")
+def converted(context: Context, x: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Another dtype or device."""
+    return x.dims
+
+
+@register_operator("prelu", nonlinear=True)
+def prelu(context: Context, x: Symbolic, weight: Symbolic) -> tuple[Dim, ...]:
+    """One slope for all, or one for each channel."""
+    if math.prod(weight.shape) > 1:
+        context.tie(weight.dims[0], x.dims[1])
+    return x.dims

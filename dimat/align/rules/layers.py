@@ -1,0 +1,165 @@
+"""Layers: what contracts one dimension and makes another, and what normalises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dimat.align.axes import Dim
+from dimat.align.operators import Context, Symbolic, register_operator
+
+
+@register_operator("linear")
+def linear(context: Context, input: Symbolic, weight: Symbolic, bias: Symbolic | None = None) -> tuple[Dim, ...]:
+    """Y = x Wᵀ + b with W of shape (out, in)."""
+    context.tie(input.dims[-1], weight.dims[-1])
+    out = weight.dims[:-1]
+    if bias is not None and out:
+        context.tie(out[0], bias.dims[0])
+    return (*input.dims[:-1], *out)
+
+
+@register_operator("conv1d", "conv2d", "conv3d")
+def convolution(
+    context: Context,
+    input: Symbolic,
+    weight: Symbolic,
+    bias: Symbolic | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Dim, ...]:
+    """Weight of shape (out, in / groups, kernel...); depthwise when there are as many groups as input channels."""
+    spatial = weight.ndim - 2
+    channels, out = input.dims[-spatial - 1], weight.dims[0]
+    context.freeze(*weight.dims[2:], *input.dims[-spatial:])
+    if groups == 1:
+        context.tie(channels, weight.dims[1])
+    elif groups == input.shape[-spatial - 1]:
+        each, several = context.table.regroup([out], (groups, weight.shape[0] // groups), context.cause)
+        context.tie(channels, each)
+        context.freeze(several)
+    else:
+        context.unsupported(channels, out, weight.dims[1])
+    if bias is not None:
+        context.tie(out, bias.dims[0])
+    space = tuple(context.fixed(length) for length in context.shapes[0][-spatial:])
+    return (*input.dims[: -spatial - 1], out, *space)
+
+
+@register_operator("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    context: Context,
+    input: Symbolic,
+    weight: Symbolic,
+    bias: Symbolic | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Dim, ...]:
+    """Weight of shape (in, out / groups, kernel...)."""
+    spatial = weight.ndim - 2
+    channels, out = input.dims[-spatial - 1], weight.dims[1]
+    context.freeze(*weight.dims[2:], *input.dims[-spatial:])
+    if groups == 1:
+        context.tie(channels, weight.dims[0])
+    else:
+        context.unsupported(channels, *weight.dims[:2])
+        out = context.fixed(context.shapes[0][-spatial - 1])
+    if bias is not None:
+        context.tie(out, bias.dims[0])
+    space = tuple(context.fixed(length) for length in context.shapes[0][-spatial:])
+    return (*input.dims[: -spatial - 1], out, *space)
+
+
+@register_operator("batch_norm", "instance_norm")
+def batch_norm(
+    context: Context,
+    input: Symbolic,
+    running_mean: Symbolic | None = None,
+    running_var: Symbolic | None = None,
+    weight: Symbolic | None = None,
+    bias: Symbolic | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Dim, ...]:
+    """Each channel (dimension 1) by itself."""
+    for vector in (running_mean, running_var, weight, bias):
+        if vector is not None:
+            context.tie(input.dims[1], vector.dims[0])
+    return input.dims
+
+
+@register_operator("layer_norm", "rms_norm")
+def layer_norm(
+    context: Context,
+    input: Symbolic,
+    normalized_shape: Sequence[int],
+    weight: Symbolic | None = None,
+    bias: Symbolic | float | None = None,
+    eps: float | None = None,
+) -> tuple[Dim, ...]:
+    """Statistics over the last dimensions do not care about their order; scale and shift move along."""
+    for affine in (weight, bias):
+        if isinstance(affine, Symbolic):
+            for dim, own in zip(input.dims[-len(normalized_shape) :], affine.dims, strict=True):
+                context.tie(dim, own)
+    return input.dims
+
+
+@register_operator("group_norm")
+def group_norm(
+    context: Context,
+    input: Symbolic,
+    num_groups: int,
+    weight: Symbolic | None = None,
+    bias: Symbolic | None = None,
+    eps: float = 1e-5,
+) -> tuple[Dim, ...]:
+    """With one group, or one for each channel, channels move freely; between these only inside bounds."""
+    for vector in (weight, bias):
+        if vector is not None:
+            context.tie(input.dims[1], vector.dims[0])
+    if num_groups not in (1, input.shape[1]):
+        context.unsupported(input.dims[1])
+    return input.dims
+
+
+@register_operator("embedding")
+def embedding(context: Context, input: Symbolic, weight: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Rows are chosen by their number, so they stay; columns are units."""
+    context.freeze(weight.dims[0])
+    return (*input.dims, weight.dims[1])
+
+
+@register_operator("matmul", "bmm", "mm")
+def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
+    """The inner dimension is summed over; leading ones broadcast."""
+    context.tie(input.dims[-1], other.dims[-2] if other.ndim > 1 else other.dims[0])
+    rows, columns = input.dims[-2:-1], other.dims[-1:] if other.ndim > 1 else ()
+    batch: list[Dim] = []
+    for back in range(max(input.ndim, other.ndim), 2, -1):
+        long = [t.dims[-back] for t in (input, other) if t.ndim >= back and t.shape[-back] != 1]
+        if len(long) == 2:
+            context.tie(*long)
+        batch.append(long[0] if long else ())
+    return (*batch, *rows, *columns)
+
+
+@register_operator("rmatmul")
+def reflected_matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
+    """`other @ input`."""
+    return matmul(context, other, input)
+
+
+@register_operator("addmm")
+def addmm(context: Context, input: Symbolic, mat1: Symbolic, mat2: Symbolic, **kwargs: Any) -> tuple[Dim, ...]:
+    """Input + mat1 @ mat2."""
+    out = matmul(context, mat1, mat2)
+    for own, dim, length in zip(input.dims[::-1], out[::-1], input.shape[::-1], strict=False):
+        if length != 1:
+            context.tie(own, dim)
+    return out

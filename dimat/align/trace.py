@@ -1,0 +1,260 @@
+"""Find a model's permutation groups by watching one forward pass.
+
+Every operator of the pass is met with the real tensors; its rule (`dimat.align.operators`) ties and freezes symbolic
+axes (`dimat.align.axes`). The model's inputs and outputs are frozen; what still moves at the end is a group. An
+operator without a rule freezes what reaches it and is reported: it never gives a wrong group.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dimat.align.rules  # noqa: F401  registers what comes with dimat
+from dimat.align.axes import AxisTable, Cause, Dim
+from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, tensors_in, user_line
+from dimat.align.groups import PermutationSpec
+from dimat.align.operators import Operator, Symbolic, find_operator
+from dimat.align.taps import Record, choose_taps
+from dimat.align.units import Axis, Frozen, Group, TensorInfo
+from dimat.errors import AlignmentError
+
+_ESCAPES = CONVERSIONS | frozenset(["item", "tolist", "numpy", "equal", "allclose", "is_nonzero"])
+_WAY_OUT = (
+    "put the part that cannot be followed into an nn.Module and teach its rule with dimat.align.register_operator, "
+    "or write the spec by hand and read it with PermutationSpec.from_json"
+)
+
+
+def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> PermutationSpec:
+    """The permutation groups of a model, from one forward pass on an example (eval mode; a batch of two is enough).
+
+    Args:
+        model: any module; its weights, buffers and modes are left as they are.
+        example_inputs: what `model(...)` takes.
+        example_kwargs: its keyword arguments.
+
+    Returns:
+        A `PermutationSpec`. Groups are named after their first axis and stand in the order of the state dict.
+
+    Raises:
+        AlignmentError: the pass depends on the data (the message names the line), or the model fails on the example.
+
+    >>> spec = permutation_spec(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(2, 4))
+    >>> print(spec)
+    1 groups, 8 units, 96.6% of 58 parameters can move
+      0.weight:0       8 units in 3 tensors, 1 taps
+    """
+    with evaluating(model):
+        tracer = _Tracer(model)
+        for tensor in tensors_in(example_inputs, example_kwargs):
+            tracer.place_input(tensor)
+        try:
+            with tracer:
+                output = model(*example_inputs, **example_kwargs)
+        except AlignmentError:
+            raise
+        except Exception as error:
+            message = f"the model fails on the example input: {type(error).__name__}: {error}"
+            raise AlignmentError(message, hint="pass example inputs that the model accepts") from error
+        tracer.freeze_output(output)
+    return tracer.spec()
+
+
+class _Tracer(Calls):
+    """Propagates symbolic axes through one pass; it is the `Context` that the rules see."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.table = AxisTable()
+        self.cause = Cause("", "")
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self._symbols: dict[int, Symbolic] = {}
+        self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
+        self._records: list[Record] = []
+        self._used: set[int] = set()
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        persistent = model.state_dict(keep_vars=True)
+        self._saved = {id(tensor) for tensor in persistent.values()}
+        self._names = {name: tensor for name, tensor in persistent.items() if isinstance(tensor, Tensor)}
+        self._constants = {id(tensor) for module in model.modules() for tensor in tensors_in(*_plain_values(module))}
+        self._weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        for tensor in self._weights.values():
+            new = self.table.free if id(tensor) in self._saved else self.table.fixed  # only what is saved can move
+            self._place(tensor, tuple(new(length) for length in tensor.shape), from_input=False)
+
+    # ---- what rules may do (Context)
+
+    def parameter(self, tensor: Tensor) -> Symbolic:
+        """The axes of a parameter or buffer."""
+        return self._symbol(tensor)
+
+    def tie(self, one: Dim, other: Dim) -> None:
+        """Two dimensions are matched entry by entry."""
+        lengths = self.table.length(one), self.table.length(other)
+        if lengths[0] != lengths[1]:
+            raise AlignmentError(f"the rule for {self.cause.operator!r} ties dimensions of lengths {lengths}")
+        self.table.tie(one, other, self.cause)
+
+    def freeze(self, *dims: Dim) -> None:
+        """Dimensions that keep their order by nature."""
+        for dim in dims:
+            self.table.freeze(dim)
+
+    def unsupported(self, *dims: Dim) -> None:
+        """Dimensions that keep their order for want of knowledge."""
+        for dim in dims:
+            self.table.freeze(dim, self.cause)
+
+    def fixed(self, length: int) -> Dim:
+        """A new dimension that stays in order."""
+        return self.table.fixed(length)
+
+    # ---- the pass
+
+    def place_input(self, tensor: Tensor) -> None:
+        """An example input: its order is given from outside."""
+        self._place(tensor, tuple(self.table.fixed(length) for length in tensor.shape), from_input=True)
+
+    def freeze_output(self, output: Any) -> None:
+        """The model's answer: somebody outside reads it in order."""
+        self.cause = Cause("the output", "")
+        tensors = tensors_in(output)
+        if not tensors:
+            raise AlignmentError(
+                f"no tensor is found in what the model returns, a {type(output).__name__}", hint=_WAY_OUT
+            )
+        for tensor in tensors:
+            self.freeze(*self._symbol(tensor).dims)
+
+    def on_call(
+        self, name: str, key: object, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one operator and carry the axes across it."""
+        before = tensors_in(args, kwargs)
+        inputs = tuple(self._symbol(tensor, name) for tensor in before)
+        if name in _ESCAPES:
+            self._escape(name, inputs)
+            return run()
+        result = run()
+        if isinstance(result, (str, torch.dtype, torch.device)):
+            return result
+        operator = find_operator(name, key)
+        after = tensors_in(result)
+        self.shapes = tuple(tuple(tensor.shape) for tensor in after)
+        dims = self._rule(operator, name, inputs, args, kwargs)
+        from_input = any(symbol.from_input for symbol in inputs)
+        outputs = tuple(
+            self._place(tensor, own, from_input=from_input) for tensor, own in zip(after, dims, strict=True)
+        )
+        nonlinear = operator is not None and operator.nonlinear
+        self._records.append(Record(self.num_calls, name, nonlinear, inputs, outputs))
+        return result
+
+    def _rule(
+        self, operator: Operator | None, name: str, inputs: tuple[Symbolic, ...], args: Any, kwargs: Any
+    ) -> list[tuple[Dim, ...]]:
+        """Dimensions of each output; all frozen when there is no rule, or none for this way of calling."""
+        self.cause = Cause(name, running_module(self._modules))
+        if operator is not None and self.shapes:
+            symbolic_args, symbolic_kwargs = self._symbolic(args), self._symbolic(kwargs)
+            if _accepts(operator, self, symbolic_args, symbolic_kwargs):
+                answer = operator.rule(self, *symbolic_args, **symbolic_kwargs)
+                dims = list(answer) if isinstance(answer, list) else [tuple(answer)]
+                lengths = [tuple(self.table.length(dim) for dim in own) for own in dims]
+                if lengths == list(self.shapes):
+                    return dims
+        for symbol in inputs:
+            self.unsupported(*symbol.dims)
+        return [tuple(self.table.fixed(length, self.cause) for length in shape) for shape in self.shapes]
+
+    def _escape(self, name: str, inputs: tuple[Symbolic, ...]) -> None:
+        """A tensor becomes a Python value: what follows cannot be seen, and may differ for other data."""
+        if any(symbol.from_input for symbol in inputs):
+            message = f"the pass depends on the data: a tensor is read by .{name}() at {user_line()}"
+            raise AlignmentError(f"this model cannot be traced: {message}", hint=_WAY_OUT)
+        self.cause = Cause(name, running_module(self._modules))
+        for symbol in inputs:
+            self.unsupported(*symbol.dims)
+
+    def _symbol(self, tensor: Tensor, operator: str = "") -> Symbolic:
+        symbol = self._symbols.get(id(tensor))
+        if symbol is None:
+            if id(tensor) not in self._constants:
+                # Made by something that torch does not show (a compiled extension, a scripted module): every axis
+                # that it may have read so far could be inside, in any order.
+                self.cause = Cause(f"something unseen before {operator or 'the output'}", running_module(self._modules))
+                for known in list(self._symbols.values()):
+                    self.unsupported(*known.dims)
+            dims = tuple(self.table.fixed(length) for length in tensor.shape)
+            symbol = self._place(tensor, dims, from_input=id(tensor) not in self._constants)
+        if id(tensor) in self._weights:
+            self._used.add(id(tensor))
+        return symbol
+
+    def _place(self, tensor: Tensor, dims: tuple[Dim, ...], *, from_input: bool) -> Symbolic:
+        symbol = Symbolic(dims, tuple(tensor.shape), from_input)
+        self._symbols[id(tensor)] = symbol
+        self._alive.append(tensor)
+        return symbol
+
+    def _symbolic(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._symbol(value)
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            return type(value)(self._symbolic(item) for item in value) if type(value) in (tuple, list) else value
+        return {key: self._symbolic(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    # ---- the answer
+
+    def spec(self) -> PermutationSpec:
+        """The groups that are left, their taps, and the report of what was frozen."""
+        for tensor in self._weights.values():
+            if id(tensor) not in self._used:
+                self.freeze(*self._symbols[id(tensor)].dims)
+        self.table.settle()
+        members: dict[int, list[Axis]] = {}
+        lost: dict[Cause, dict[int, int]] = {}
+        for name, tensor in self._names.items():
+            if id(tensor) not in self._weights:
+                continue
+            for dimension, dim in enumerate(self._symbols[id(tensor)].dims):
+                for atom, block in self.table.blocks(dim):
+                    cause = self.table.cause(atom)
+                    if self.table.movable(atom):
+                        members.setdefault(atom, []).append(Axis(name, dimension, block))
+                    elif cause is not None and isinstance(tensor, nn.Parameter):
+                        lost.setdefault(cause, {})[id(tensor)] = tensor.numel()
+        taps = choose_taps(self._records, self.table, set(members))
+        groups = tuple(
+            Group(_name(axes[0]), self.table.size(atom), tuple(axes), taps[atom]) for atom, axes in members.items()
+        )
+        frozen = tuple(Frozen(cause.operator, cause.module, sum(sizes.values())) for cause, sizes in lost.items())
+        tensors = tuple(
+            TensorInfo(name, tuple(tensor.shape), isinstance(tensor, nn.Parameter))
+            for name, tensor in self._names.items()
+        )
+        return PermutationSpec(groups, tensors, frozen)
+
+
+def _name(axis: Axis) -> str:
+    return f"{axis.tensor}:{axis.dimension}" + (f"/{axis.block}" if axis.block > 1 else "")
+
+
+def _plain_values(module: nn.Module) -> list[Any]:
+    """Attributes of a module that hold constants: tensors nobody registered, or lists of them."""
+    kinds = (Tensor, tuple, list, dict)
+    return [value for key, value in vars(module).items() if isinstance(value, kinds) and not key.startswith("_")]
+
+
+def _accepts(operator: Operator, context: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the rule knows this way of calling its operator (with `out=`, say, it does not)."""
+    try:
+        inspect.signature(operator.rule).bind(context, *args, **kwargs)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""Prove a spec on the model: a random permutation of every group must leave the outputs as they are.
+
+Fresh networks hide mistakes: batch norms of ones and zeros look the same in any order. So the check runs on a copy of
+the weights in which every entry is nudged apart; a permutation that is right is right for all weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dimat.align.calls import evaluating, tensors_in
+from dimat.align.groups import PermutationSpec
+from dimat.align.units import Permutations
+from dimat.errors import AlignmentError
+
+
+def verify(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any],
+    *,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> float:
+    """The relative error ‖Δy‖₂ / ‖y‖₂ under a random permutation of all groups; see `PermutationSpec.verify`.
+
+    The model itself is not touched: two forward passes run on other tensors in its place.
+    """
+    weights = _nudged(model, seed)
+    perms = spec.random(seed)
+
+    def outputs(state: dict[str, Tensor]) -> list[Tensor]:
+        answer = functional_call(model, state, example_inputs, dict(example_kwargs))
+        return [tensor.detach().to(torch.float64) for tensor in tensors_in(answer) if tensor.is_floating_point()]
+
+    def error(some: Permutations) -> float:
+        spec.check_state(model.state_dict())
+        return _relative_error(outputs(spec.apply_to_named(weights, some)), expected)
+
+    with evaluating(model):
+        expected = outputs(weights)
+        found = error(perms)
+        if found <= tolerance:
+            return found
+        alone = {name: error({name: perm}) for name, perm in perms.items()}
+    guilty = [name for name, one in alone.items() if not one <= tolerance]
+    names = ", ".join(repr(name) for name in guilty) or "several groups together, none of them alone"
+    raise AlignmentError(
+        f"the permutation groups change what the model computes: relative error {found:.3g}, where at most "
+        f"{tolerance:.0e} is allowed, through {names}; these groups must not be used",
+        hint="an operator's rule or a hand-written group is wrong; print(spec) lists the groups",
+    )
+
+
+def _nudged(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The model's parameters and buffers, each shared tensor once, with its entries moved apart.
+
+    Tensors without negative entries stay so: a running variance remains one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    out: dict[str, Tensor] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        value = tensor.detach()
+        if value.is_floating_point() and value.numel() > 1:
+            noise = torch.rand(value.shape, generator=generator).to(value)
+            scale = 0.1 * value.square().mean().sqrt()
+            value = value + noise * (scale or 0.1) if value.min() >= 0 else value + (noise - 0.5) * 2 * scale
+        out[name] = value
+    return out
+
+
+def _relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """‖found − expected‖₂ / ‖expected‖₂ over all outputs; infinite when it is not a number."""
+    size = math.sqrt(sum(float(y.square().sum()) for y in expected))
+    off = math.sqrt(sum(float((x - y).square().sum()) for x, y in zip(found, expected, strict=True)))
+    error = off / size if size > 0 else off
+    return error if math.isfinite(error) else math.inf
