@@ -116,8 +116,11 @@ def headlines(record: RunRecord) -> list[tuple[str, str, str]]:
         lines.append(("consensus distance", "–", "nothing was merged"))
     else:
         first, last = (each.consensus_distance for each in ends)
-        rounds = f"from {words.plain(first)} in round {ends[0].round} to {words.plain(last)} in round {ends[1].round}"
-        lines.append(("consensus distance", words.times(first, last), rounds))
+        change = f"{words.times(first, last)} than the {words.plain(first)} after round {ends[0].round}"
+        since = (
+            change if ends[0] is not ends[1] and min(first, last) > 0 else f"after the merge of round {ends[1].round}"
+        )
+        lines.append(("consensus distance", words.plain(last), since))
     asked = record.config.get("rounds")
     lines.append(("rounds", str(result["rounds"]), f"of {asked}, in {words.duration(result['seconds'])}"))
     share = numbers.merge_share(record)

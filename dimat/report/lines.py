@@ -40,16 +40,16 @@ class Teller:
 
     def tell(self, view: View, time_s: float) -> Iterator[str]:
         """The lines that `view` is worth."""
-        state = state_line(view)
-        if state and without_seconds(state) != self._state:
-            self._state = without_seconds(state)
-            yield state
         for member in sorted(view.members, key=lambda member: member.agent):
             yield from self._tell_member(member, time_s)
         newest = view.newest
         if newest is not None and newest.round > self._round:
             took, self._since, self._round = time_s - self._since, time_s, newest.round
             yield f"round {newest.round}/{self.rounds} · {numbers_of(newest)} · {words.duration(took)}"
+        state = state_line(view)
+        if state and without_seconds(state) != self._state:
+            self._state = without_seconds(state)
+            yield state
 
     def _tell_member(self, member: Member, time_s: float) -> Iterator[str]:
         who, before = f"agent {member.agent}", self._agents.get(member.agent, "absent")
@@ -85,13 +85,15 @@ class Teller:
 
 
 def state_line(view: View) -> str:
-    """Where the run stands in words, or nothing when that is plain: what runs is told by its rounds."""
+    """Where the run stands in words; nothing when its rounds tell, or when it is over and its result will."""
     if view.state == "running":
         return f"going on after round {view.start_round}" if view.start_round else ""
     if view.state == "stopping" and view.stop_after is not None:
+        if view.newest is not None and view.newest.round >= view.stop_after:
+            return ""
         named = f"stopping after round {view.stop_after}"
         return view.reason if named in view.reason else f"{named}{': ' + view.reason if view.reason else ''}"
-    return view.reason
+    return view.reason if view.state == "forming" else ""
 
 
 def numbers_of(newest: RoundSummary) -> str:

@@ -8,14 +8,15 @@ import math
 def plain(value: float, digits: int = 2) -> str:
     """At least `digits` significant digits and no exponent where a person would write none; a dash for NaN.
 
-    >>> [plain(value) for value in (1234.5, 12.34, 1.234, 0.01234, 0.0000123, float("nan"))]
-    ['1234', '12', '1.2', '0.012', '1.2e-05', '–']
+    >>> [plain(value) for value in (1234.5, 12.34, 3.01, 0.01234, 0.0000123, 0.0, float("nan"))]
+    ['1234', '12', '3.0', '0.012', '1.2e-05', '0', '–']
     """
     if math.isnan(value):
         return "–"
-    if value and math.isfinite(value) and abs(value) >= 10 ** (digits - 1):
+    if value == 0 or (math.isfinite(value) and round(abs(value), digits) >= 10 ** (digits - 1)):
         return f"{value:.0f}"
-    return f"{value:.{digits}g}"
+    text = f"{value:#.{digits}g}"
+    return text.removesuffix(".")
 
 
 def share(value: float) -> str:
@@ -77,7 +78,7 @@ def times(first: float, last: float) -> str:
     """How a quantity that should fall has changed.
 
     >>> times(4.1, 0.16), times(1.0, 2.0), times(1.0, 0.0)
-    ('26 times smaller', '2 times larger', '0')
+    ('26 times smaller', '2.0 times larger', '0')
     """
     if last <= 0 or first <= 0:
         return plain(last)

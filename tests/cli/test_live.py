@@ -112,6 +112,20 @@ def test_one_line_for_every_changed_reason() -> None:
     ]
 
 
+def test_what_the_result_will_tell_is_not_told_before() -> None:
+    screen, reason = Screen(), "all 20 rounds are done"
+    last = replace(SUMMARY, round=20)
+    screen.show(View(1, "stopping", stop_after=20, reason=reason, members=members(), newest=last), after=2.0)
+    screen.show(View(2, "done", stop_after=20, reason=reason, members=members(), newest=last))
+    assert len(screen.lines) == 1
+
+
+def test_a_stop_that_names_its_round_is_told_as_it_is() -> None:
+    screen, reason = Screen(), "asked by the user: stopping after round 9 of 20"
+    screen.show(View(1, "stopping", stop_after=9, reason=reason, members=members(), newest=SUMMARY), after=2.0)
+    assert screen.lines[1:] == [reason]
+
+
 def test_a_wait_is_told_once_and_only_when_it_lasts() -> None:
     screen = Screen()
     for second in range(1, 12):
@@ -248,7 +262,7 @@ def test_result_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "2 rounds in 1 min 2 s · all 2 rounds are done",
         "  accuracy            mean 0.975, worst agent 0.961",
-        "  consensus distance  0.4 after round 2, 30 times smaller than after round 1",
+        "  consensus distance  0.40 after round 2, 30 times smaller than after round 1",
         "  report              runs/demo/report.html",
         "  run folder          runs/demo: the same command continues a run that stopped",
     ]

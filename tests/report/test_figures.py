@@ -223,7 +223,7 @@ def test_one_way_edges_are_drawn_as_arrows(record: RunRecord) -> None:
         for agent in range(4)
     )
     figure = figures.topology(replace(record, reports=one_way, members=(), config={"agents": 4}))
-    assert title(figure) == "4 kB travelled over 4 edges in 1 merge: 1 kB per edge and merge"
+    assert title(figure) == "4.0 kB travelled over 4 edges in 1 merge: 1.0 kB per edge and merge"
 
 
 def test_histogram_writes_the_counts(record: RunRecord) -> None:

@@ -99,7 +99,7 @@ def consensus_distance(record: RunRecord) -> Figure | None:
         # Agreement to the last bit has no place on a logarithmic axis: it is drawn at the lower edge.
         floor = max(positive.min() / 10, positive.max() * 1e-7)
         after, predicted, bound = (np.where(values <= floor, floor, values) for values in (after, predicted, bound))
-        axes.yaxis.set_major_formatter(lambda value, _: words.plain(value))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: _minor_label(value, positive))
     if len(rounds) <= 60:
         axes.vlines(rounds, after, before, color="#CBD2D9", linewidth=1.2, zorder=1)
@@ -122,7 +122,7 @@ def _minor_label(value: float, shown: np.ndarray) -> str:
     if shown.max() / shown.min() > 100:
         return ""
     leading = value / 10 ** math.floor(math.log10(value) + 1e-9)
-    return words.plain(value) if round(leading) in (2, 5) else ""
+    return f"{value:g}" if round(leading) in (2, 5) else ""
 
 
 def _consensus_title(record: RunRecord) -> str:
