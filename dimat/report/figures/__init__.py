@@ -61,8 +61,8 @@ FIGURES: tuple[Entry, ...] = (
     Entry(
         "contraction",
         "Contraction, predicted and observed",
-        "The distance after a merge over the distance before it; ‖W − J‖₂ of the mixing matrix that was really used is the "
-        "most that a plain weighted average can leave.",
+        "The distance after a merge over the distance before it; ‖W − J‖₂ of the mixing matrix that was really used is "
+        "the most that a plain weighted average can leave.",
         "No merge has been summed up, so there is no contraction to show.",
         contraction,
     ),
