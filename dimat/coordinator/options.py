@@ -1,0 +1,57 @@
+"""What the coordinator's decisions depend on besides what happened: one frozen value for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dimat.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Size and rules of one run.
+
+    Attributes:
+        num_agents: n; the agents are 0..n-1.
+        rounds: the last round when nothing stops the run before.
+        diameter: of the topology, in hops; how far the fastest agent can be ahead of the slowest depends on it.
+        target_accuracy: mean accuracy after the merge at which the run has done its work.
+        patience: rounds without a better mean accuracy after which it stops.
+        lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
+        linear: whether a merge is the plain weighted sum of the models as sketched, so that sketches predict it.
+        blow_up_factor: a training loss this many times the best mean so far is a blow-up ...
+        blow_up_floor: ... when it is also above this and above the first round's mean.
+    """
+
+    num_agents: int
+    rounds: int
+    diameter: int
+    target_accuracy: float | None = None
+    patience: int | None = None
+    lease_s: float = 15.0
+    linear: bool = True
+    blow_up_factor: float = 10.0
+    blow_up_floor: float = 10.0
+
+    @classmethod
+    def of(cls, config: RunConfig, diameter: int, *, lease_s: float = 15.0) -> Options:
+        """The options that a run's config asks for."""
+        merge = config.merge
+        return cls(
+            num_agents=config.agents,
+            rounds=config.rounds,
+            diameter=diameter,
+            target_accuracy=config.stop.target_accuracy,
+            patience=config.stop.patience,
+            lease_s=lease_s,
+            linear=merge.method == "mean" and (merge.align == "none" or merge.basis != "each_round"),
+        )
+
+
+def names(agents: list[int]) -> str:
+    """Agents in words.
+
+    >>> names([3]), names([4, 1])
+    ('agent 3', 'agents 1, 4')
+    """
+    return f"agent{'' if len(agents) == 1 else 's'} {', '.join(str(agent) for agent in sorted(agents))}"

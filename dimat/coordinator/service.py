@@ -1,0 +1,165 @@
+"""The coordinator as a process: serve, keep time, hear signals, end when everybody has left.
+
+It is never in the way of training: agents that cannot reach it go on and hand in their numbers when it is back. So it
+may be killed and started again on the same folder at any time; it listens on the port that it had, if that is free.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from dimat.config import RunConfig
+from dimat.coordinator.convergence import Outcome
+from dimat.coordinator.core import Coordinator
+from dimat.coordinator.store import Store
+from dimat.errors import ConfigError, Interrupted, UsageError
+from dimat.transport.grpc.coordinator_server import CoordinatorServer, serve_coordinator
+
+TICK_S = 0.25
+GRACE_S = 2.0
+"""How long onlookers and last calls have to hear that the run is over."""
+
+log = logging.getLogger(__name__)
+
+
+class Signals:
+    """SIGINT and SIGTERM since `listen` began, by name; `arrived` is set by each."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.arrived = threading.Event()
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take the signals over from whoever had them; outside of the main thread there are none to take."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # No lock, no disk: the main loop does the work.
+        del frame
+        self.names.append(signal.Signals(number).name)
+        self.arrived.set()
+
+
+def run_coordinator(
+    config: RunConfig,
+    run_folder: Path,
+    diameter: int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    advertise: str | None = None,
+    insecure: bool = False,
+    lease_s: float = 15.0,
+    grace_s: float = GRACE_S,
+    on_address: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Be the coordinator of one run until everybody has left.
+
+    The first SIGINT or SIGTERM names a last round and goes on serving until the agents have left; the second ends now.
+
+    Args:
+        config: the run's config.
+        run_folder: an existing folder; `coordinator.sqlite` and `events.jsonl` are made or continued there.
+        diameter: of the topology, in hops (for changing topologies: the rounds that news takes to reach everybody).
+        host: where to listen; loopback unless `insecure`.
+        port: 0 takes the port that this run's coordinator had before, if it is free, else any.
+        advertise: HOST or HOST:PORT that agents dial, where it differs from `host`.
+        insecure: allow plain text beyond loopback.
+        lease_s: seconds of silence after which an agent counts as lost.
+        grace_s: seconds between the end of the run and the end of the service.
+        on_address: told where it listens, once it does.
+
+    Returns:
+        How the run ended; `exit_code` is what a command should end with.
+
+    Raises:
+        UsageError: the address cannot be had, or the folder's store is of another config or version.
+        Interrupted: a second signal came before the agents had left.
+    """
+    signals = Signals()
+    with signals.listen(), Store.open(run_folder) as store:
+        coordinator = _take_up(config, diameter, store, lease_s)
+        server, address = _listen(coordinator, store, host, port, advertise, insecure)
+        try:
+            coordinator.remember("address", address)
+            if on_address is not None:
+                on_address(address)
+            return _serve(coordinator, signals, grace_s)
+        finally:
+            server.close()
+
+
+def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float) -> Coordinator:
+    """A coordinator for the store, which must be empty or of the same config."""
+    found = store.meta("config")
+    if found not in (None, config.digest):
+        raise ConfigError(
+            f"{str(store.path)!r} belongs to a run of another config (digest {found}, here {config.digest})",
+            hint="name another folder with --out",
+        )
+    coordinator = Coordinator(config, diameter, store, lease_s=lease_s)
+    if found is None:
+        coordinator.remember("config", config.digest)
+    else:
+        coordinator.note("restarted", "the coordinator was started again and took up what was written")
+    return coordinator
+
+
+def _listen(
+    coordinator: Coordinator, store: Store, host: str, port: int, advertise: str | None, insecure: bool
+) -> tuple[CoordinatorServer, str]:
+    """A started server and its address: on the given port, else on the recorded one, else on any."""
+
+    def serve(port: int) -> tuple[CoordinatorServer, str]:
+        server = serve_coordinator(coordinator, host, port, advertise=advertise, insecure=insecure)
+        return server, server.start()
+
+    former: str | None = store.address()
+    if port == 0 and former and former.rpartition(":")[0] == (advertise or host):
+        try:
+            return serve(int(former.rpartition(":")[2]))
+        except UsageError as error:
+            log.warning("not on the port that this run's coordinator had: %s", error)
+    return serve(port)
+
+
+def _serve(coordinator: Coordinator, signals: Signals, grace_s: float) -> Outcome:
+    """Tick until the run has been over for `grace_s` seconds."""
+    heard = 0
+    over_s: float | None = None
+    while over_s is None or time.monotonic() - over_s < grace_s:
+        signals.arrived.wait(TICK_S)
+        signals.arrived.clear()
+        if len(signals.names) > 1:
+            raise Interrupted(
+                f"the coordinator was stopped by {signals.names[-1]} before all agents had left",
+                hint="the same command continues the run",
+            )
+        if len(signals.names) > heard:
+            heard = len(signals.names)
+            log.warning("%s: naming a last round; once more ends the coordinator now", signals.names[-1])
+            coordinator.request_stop(f"the user stopped the run ({signals.names[-1]})")
+        coordinator.tick()
+        if not coordinator.finished:
+            over_s = None  # an agent that was thought to be lost is back
+        elif over_s is None:
+            over_s = time.monotonic()
+    outcome = coordinator.outcome
+    assert outcome is not None
+    return outcome
