@@ -1,7 +1,7 @@
 """The calls that one agent makes to another, on one channel that is kept.
 
-Every call has a deadline and waits until the channel is ready, so a neighbour that is starting or coming back is
-found without a loop of retries.
+Every call has a deadline. Describe waits until the channel is ready, so a neighbour that is starting or coming back is
+found without a loop of retries; Fetch is for neighbours that have published, and gives up on one that is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dimat.transport.grpc import errors, options
 from dimat.transport.grpc.frames import take_frame
 from dimat.transport.receive import Receiver
 
-MAX_BREAKS = 5
+MAX_BREAKS = 6
 """Times in a row that a stream may break without a single new byte before its peer is given up."""
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
@@ -116,7 +116,8 @@ class PeerClient:
         request = peer_pb2.FetchRequest(
             reader=self._reader, kind=receiver.fetch.kind, round=receiver.round, position=receiver.position
         )
-        call = self._fetch(request, timeout=max(0.0, deadline - time.monotonic()), wait_for_ready=True)
+        # Not `wait_for_ready`: who published a moment ago and is gone now shall not cost the whole deadline.
+        call = self._fetch(request, timeout=max(0.0, deadline - time.monotonic()))
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 take_frame(receiver, frame)

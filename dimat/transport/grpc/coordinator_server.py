@@ -25,7 +25,7 @@ from dimat.transport.grpc.server import GRACE_S, GrpcServer, method_handlers
 
 SERVICE = "dimat.v1.Coordinator"
 NUM_THREADS = 4
-LOOK_S = 0.5
+LOOK_S = 0.2
 """The view-watching thread looks this often whether it shall end."""
 
 log = logging.getLogger(__name__)

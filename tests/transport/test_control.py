@@ -1,0 +1,368 @@
+"""The line to the coordinator: over gRPC, with the coordinator late, away and back; and in memory."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dimat.errors import PeerUnavailable, SchemaError, UsageError
+from dimat.messages import Directive, Heartbeat, Join, Member, Report, View
+from dimat.transport.grpc import GrpcControl, serve_coordinator, watch
+from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.memory import MemoryControl
+
+
+class Coordinator:
+    """A coordinator of `num_agents` that keeps everything in lists."""
+
+    def __init__(self, num_agents: int = 1) -> None:
+        self.reports: list[int] = []
+        self.refused: set[int] = set()
+        self.failures = 0
+        self._joined: set[int] = set()
+        self._num_agents = num_agents
+        self._changed = threading.Condition()
+        self._view = View(0, "forming", members=tuple(Member(agent) for agent in range(num_agents)))
+
+    def show(self, **changes: Any) -> None:
+        with self._changed:
+            self._view = replace(self._view, number=self._view.number + 1, **changes)
+            self._changed.notify_all()
+
+    def join(self, join: Join) -> View:
+        if join.agent >= self._num_agents:
+            raise UsageError(f"agent {join.agent} is not in this run", hint="ids are 0 to 1")
+        if join.fingerprint == "other":
+            raise SchemaError("tensor 'w' differs")
+        self._joined.add(join.agent)
+        members = tuple(
+            Member(agent, state="joined" if agent in self._joined else "absent") for agent in range(self._num_agents)
+        )
+        self.show(state="running" if len(self._joined) == self._num_agents else "forming", members=members)
+        return self._view
+
+    def heartbeat(self, beat: Heartbeat) -> Directive:
+        return Directive(beat.round + 1, "heard")
+
+    def report(self, report: Report) -> Directive:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("disk full")
+        if report.round in self.refused:
+            raise UsageError("not of this run")
+        self.reports.append(report.round)
+        return Directive(9, f"round {report.round}")
+
+    def changed(self, after: int, timeout_s: float) -> View:
+        with self._changed:
+            self._changed.wait_for(lambda: self._view.number > after, timeout_s)
+            return self._view
+
+
+@pytest.fixture
+def handler() -> Coordinator:
+    return Coordinator()
+
+
+@pytest.fixture
+def control() -> Iterator[GrpcControl]:
+    """A line to a coordinator that is not there yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    control = GrpcControl(address, retry_s=0.02)
+    yield control
+    control.close(timeout_s=0.0)
+
+
+def serve(handler: Coordinator, control: GrpcControl) -> Any:
+    server = serve_coordinator(handler, port=int(control.address.rpartition(":")[2]))
+    assert server.start() == control.address
+    return server
+
+
+def join(agent: int = 0, fingerprint: str = "f") -> Join:
+    return Join(agent, f"s{agent}", f"h:{agent}", fingerprint, 100)
+
+
+def report(round_: int) -> Report:
+    return Report(0, "s", round_, {"loss": 0.5})
+
+
+def eventually(condition: Any) -> None:
+    deadline = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------- join
+
+
+def test_joining_waits_for_the_others(control: GrpcControl) -> None:
+    handler = Coordinator(num_agents=2)
+    server = serve(handler, control)
+    other = GrpcControl(control.address)
+    late = threading.Timer(0.1, lambda: other.join(join(1), timeout_s=20.0))
+    late.start()
+    view = control.join(join(0), timeout_s=20.0)
+    assert view.state == "running"
+    assert [member.state for member in view.members] == ["joined", "joined"]
+    late.join()
+    other.close()
+    server.close()
+
+
+def test_who_has_not_come_is_named(control: GrpcControl) -> None:
+    server = serve(Coordinator(num_agents=3), control)
+    with pytest.raises(PeerUnavailable, match=r"still forming after 0 s.*: 0, 2"):
+        control.join(join(1), timeout_s=0.3)
+    server.close()
+
+
+def test_a_coordinator_that_is_not_there_is_named(control: GrpcControl) -> None:
+    start = time.monotonic()
+    with pytest.raises(PeerUnavailable, match=f"no coordinator at {control.address} after 1 s") as caught:
+        control.join(join(), timeout_s=0.6)
+    assert time.monotonic() - start > 0.5
+    assert "dimat coordinator" in str(caught.value.hint)
+
+
+def test_a_coordinator_that_comes_late_is_joined(control: GrpcControl, handler: Coordinator) -> None:
+    servers: list[Any] = []
+    late = threading.Timer(0.2, lambda: servers.append(serve(handler, control)))
+    late.start()
+    assert control.join(join(), timeout_s=20.0).state == "running"
+    late.join()
+    servers[0].close()
+
+
+def test_a_coordinator_that_restarts_while_the_run_forms_is_joined_again(control: GrpcControl) -> None:
+    """It has forgotten who joined: both agents join again by themselves."""
+    server = serve(Coordinator(num_agents=2), control)
+    views: list[View] = []
+    waiting = threading.Thread(target=lambda: views.append(control.join(join(0), timeout_s=20.0)))
+    waiting.start()
+    eventually(lambda: [m.state for m in server._handler.changed(-1, 0).members].count("joined") == 1)
+    server.close(grace_s=0.0)
+    server = serve(Coordinator(num_agents=2), control)
+    other = GrpcControl(control.address)
+    assert other.join(join(1), timeout_s=20.0).state == "running"
+    waiting.join()
+    assert views[0].state == "running"
+    other.close()
+    server.close()
+
+
+def test_a_refusal_comes_back_as_it_was_said(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    with pytest.raises(UsageError, match="agent 7 is not in this run") as caught:
+        control.join(join(7), timeout_s=20.0)
+    assert caught.value.hint == "ids are 0 to 1"
+    with pytest.raises(SchemaError, match="tensor 'w' differs"):
+        control.join(join(0, fingerprint="other"), timeout_s=20.0)
+    server.close()
+
+
+# ------------------------------------------------------------------------------------------------ heartbeat and report
+
+
+def test_heartbeats_need_no_coordinator(control: GrpcControl, handler: Coordinator) -> None:
+    start = time.monotonic()
+    assert control.heartbeat(Heartbeat(0, "s", 1, "train")) == Directive()
+    assert time.monotonic() - start < 5.0
+    server = serve(handler, control)
+    eventually(lambda: control.heartbeat(Heartbeat(0, "s", 4, "train")) == Directive(5, "heard"))
+    server.close(grace_s=0.0)
+    assert control.heartbeat(Heartbeat(0, "s", 6, "train")) == Directive(5, "heard")  # the last word stands
+
+
+def test_reports_are_handed_in(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    assert control.report(report(1)) == Directive(9, "round 1")
+    assert control.report(report(2)) == Directive(9, "round 2")
+    assert handler.reports == [1, 2]
+    server.close()
+
+
+def test_reports_are_kept_and_handed_in_later_in_order(
+    control: GrpcControl, handler: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dimat.transport.grpc.control.REPORT_S", 0.1)
+    server = serve(handler, control)
+    control.report(report(1))
+    server.close(grace_s=0.0)
+    start = time.monotonic()
+    for round_ in (2, 3, 4):
+        control.report(report(round_))
+    assert time.monotonic() - start < 2.0
+    server = serve(handler, control)
+    eventually(lambda: len(handler.reports) >= 4)
+    assert handler.reports == [1, 2, 3, 4]
+    eventually(lambda: control.report(report(5)).reason == "round 5" or handler.reports[-1] == 5)
+    assert handler.reports[:5] == [1, 2, 3, 4, 5]
+    server.close()
+
+
+def test_a_coordinator_that_fails_is_asked_again_and_one_that_refuses_is_not(
+    control: GrpcControl, handler: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler.failures = 2
+    handler.refused = {2}
+    server = serve(handler, control)
+    for round_ in (1, 2, 3):
+        control.report(report(round_))
+    eventually(lambda: handler.reports == [1, 3])
+    refused = [record.message for record in caplog.records if "round 2 was refused" in record.message]
+    assert len(refused) == 1
+    assert "not of this run" in refused[0]
+    server.close()
+
+
+def test_closing_hands_in_what_is_kept(control: GrpcControl, handler: Coordinator) -> None:
+    handler.failures = 2
+    server = serve(handler, control)
+    control.report(report(1))
+    control.close(timeout_s=20.0)
+    assert handler.reports == [1]
+    control.close()
+    server.close()
+
+
+def test_closing_says_what_was_lost(
+    control: GrpcControl, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dimat.transport.grpc.control.REPORT_S", 0.1)
+    control.report(report(3))
+    control.report(report(4))
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        control.close(timeout_s=0.2)
+    assert time.monotonic() - start < 5.0
+    assert "reports of rounds 3, 4 were not handed in" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------------------- watch
+
+
+def test_watching_shows_every_change_until_the_end(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    handler.show(state="running")
+    seen = []
+    for view in watch(control.address):
+        seen.append((view.number, view.state))
+        if view.state != "done":
+            handler.show(state="done" if view.number == 3 else "running")
+    assert seen == [(1, "running"), (2, "running"), (3, "running"), (4, "done")]
+    assert [view.number for view in watch(control.address, after=2)] == [4]
+    server.close()
+
+
+def test_watching_outlives_the_coordinator(control: GrpcControl, handler: Coordinator) -> None:
+    """The one that comes back counts its views anew."""
+    servers = [serve(handler, control)]
+    for _ in range(5):
+        handler.show(state="running")
+    seen = []
+    for view in watch(control.address):
+        seen.append((view.number, view.state))
+        if len(seen) == 1:
+            servers[0].close(grace_s=0.0)
+            again = Coordinator()
+            again.show(state="done")
+            servers.append(serve(again, control))
+    assert seen == [(5, "running"), (1, "done")]
+    servers[1].close()
+
+
+def test_watching_ends_when_told(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    over = threading.Event()
+    for view in watch(control.address, over=over):
+        assert view.state == "forming"
+        over.set()
+    server.close()
+    assert list(watch(control.address, over=over)) == []
+
+
+def test_many_onlookers_do_not_keep_agents_out(control: GrpcControl, handler: Coordinator) -> None:
+    """They hold no thread each: joins and reports get through while all of them wait."""
+    server = serve(handler, control)
+    over = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        for view in watch(control.address, over=over):
+            seen.append(view.number)
+
+    onlookers = [threading.Thread(target=look) for _ in range(20)]
+    for onlooker in onlookers:
+        onlooker.start()
+    eventually(lambda: len(seen) == 20)
+    assert control.join(join(), timeout_s=20.0).state == "running"
+    assert control.report(report(1)).reason == "round 1"
+    eventually(lambda: seen.count(1) == 20)
+    over.set()
+    for onlooker in onlookers:
+        onlooker.join()
+    server.close()
+
+
+# ------------------------------------------------------------------------------------------------- server and in memory
+
+
+def test_the_server_is_healthy_and_ends(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    with grpc.insecure_channel(control.address) as channel:
+        request = health_pb2.HealthCheckRequest(service="dimat.v1.Coordinator")
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(UsageError, match=f"{control.address}.*in use"):
+        serve(handler, control)
+    server.close()
+    server.close()
+    serve(handler, control).close()
+
+
+def test_the_coordinator_stays_on_loopback(handler: Coordinator) -> None:
+    with pytest.raises(UsageError, match="plain text"):
+        serve_coordinator(handler, "0.0.0.0").start()
+
+
+def test_a_watch_that_is_closed_from_another_thread_ends(control: GrpcControl, handler: Coordinator) -> None:
+    server = serve(handler, control)
+    line = CoordinatorClient(control.address)
+    seen: list[View] = []
+    looking = threading.Thread(target=lambda: seen.extend(line.views(-1, time.monotonic() + 60.0)))
+    looking.start()
+    time.sleep(0.1)
+    line.close()
+    looking.join(timeout=20.0)
+    assert not looking.is_alive()
+    server.close()
+
+
+def test_in_memory_everything_arrives() -> None:
+    handler = Coordinator(num_agents=2)
+    control = MemoryControl(handler)
+    assert control.join(join(0), timeout_s=0.0).state == "forming"  # let in one after the other, in one thread
+    with pytest.raises(PeerUnavailable, match=r"agents that have not joined: 1"):
+        control.join(join(0), timeout_s=0.05)
+    late = threading.Timer(0.05, lambda: handler.join(join(1)))
+    late.start()
+    assert control.join(join(0), timeout_s=20.0).state == "running"
+    assert control.heartbeat(Heartbeat(0, "s", 1, "train")) == Directive(2, "heard")
+    assert control.report(report(1)) == Directive(9, "round 1")
+    with pytest.raises(UsageError):
+        control.join(join(5), timeout_s=1.0)
+    control.close()
+    late.join()
