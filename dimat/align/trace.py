@@ -248,7 +248,7 @@ def _name(axis: Axis) -> str:
 def _plain_values(module: nn.Module) -> list[Any]:
     """Attributes of a module that hold constants: tensors nobody registered, or lists of them."""
     kinds = (Tensor, tuple, list, dict)
-    return [value for key, value in vars(module).items() if isinstance(value, kinds) and not key.startswith("_")]
+    return [value for value in vars(module).values() if isinstance(value, kinds)]
 
 
 def _accepts(operator: Operator, context: Any, args: Any, kwargs: Any) -> bool:
