@@ -17,7 +17,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -138,6 +138,11 @@ class Store:
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         with self._lock:
+            if not self._read_only:
+                # A plain file again: a finished run can be copied, and read where nothing may be written. A reader who
+                # is at work prevents it, a closed connection has done it: both are fine.
+                with suppress(sqlite3.Error):
+                    self._connection.execute("PRAGMA journal_mode = DELETE")
             self._connection.close()
             if self._log is not None:
                 self._log.close()

@@ -1,7 +1,7 @@
 """Count-sketches: 4096 numbers that stand for a model, so that distances are known without moving models.
 
-A count-sketch is a random linear map S from the d parameters to k numbers. Every entry p has a bucket h(p) in 0..k-1 and a
-sign s(p) of plus or minus one, and
+A count-sketch is a random linear map S from the d parameters to k numbers. Every entry p has a bucket h(p) in 0..k-1
+and a sign s(p) of plus or minus one, and
 
     (S x)_b = sum over entries p with h(p) = b of s(p) x_p
 
@@ -36,15 +36,17 @@ CHUNK = 1 << 18
 """Entries worked on at a time: about 5 MiB of scratch memory, whatever the size of the model. A multiple of four."""
 
 
-def sketch(tensors: Mapping[str, torch.Tensor] | Iterable[torch.Tensor], *, seed: int, size: int = SKETCH_SIZE) -> bytes:
+def sketch(
+    tensors: Mapping[str, torch.Tensor] | Iterable[torch.Tensor], *, seed: int, size: int = SKETCH_SIZE
+) -> bytes:
     """The count-sketch of a model's parameters.
 
     Time is O(d), about 8 ms per million entries on one core; memory is bounded by `CHUNK`.
 
     Args:
-        tensors: a state dict, taken in the order of its names, or tensors in an order that all agents share. Tensors that
-            are not floating point (counters, indices) are left out.
-        seed: the run's seed. The stream is derived from it by name, so it shares no random numbers with initial weights.
+        tensors: a state dict, taken in the order of its names, or tensors in an order that all agents share. Tensors
+            that are not floating point (counters, indices) are left out.
+        seed: the run's seed. The stream is derived from it by name and shares no random numbers with initial weights.
         size: k, the number of buckets, a power of two up to 32768.
 
     Returns:

@@ -161,6 +161,15 @@ def test_what_is_not_a_store_is_refused(tmp_path: Path) -> None:
         Store.open(other)
 
 
+def test_a_closed_store_is_one_file_that_readers_leave_alone(store: Store, tmp_path: Path) -> None:
+    with store, store.transaction():
+        store.add_report(report(0, 1))
+    with Store.open(tmp_path, read_only=True) as reader:
+        assert len(reader.reports()) == 1
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coordinator.sqlite", "events.jsonl"]
+
+
 def test_commits_reach_the_disk_and_readers_are_not_locked_out(store: Store) -> None:
     with store:
         assert store._one("PRAGMA journal_mode") == "wal"
