@@ -151,6 +151,9 @@ class _Tracer(Calls):
         outputs = tuple(
             self._place(tensor, own, from_input=from_input) for tensor, own in zip(after, dims, strict=True)
         )
+        if not after and from_input:  # such as x[0] = y: what was written to depends on the input from now on
+            for tensor, symbol in zip(before, inputs, strict=True):
+                self._place(tensor, symbol.dims, from_input=True)
         nonlinear = operator is not None and operator.nonlinear
         self._records.append(Record(self.num_calls, name, nonlinear, inputs, outputs))
         return result
@@ -163,7 +166,14 @@ class _Tracer(Calls):
         if operator is not None and self.shapes:
             symbolic_args, symbolic_kwargs = self._symbolic(args), self._symbolic(kwargs)
             if _accepts(operator, self, symbolic_args, symbolic_kwargs):
-                answer = operator.rule(self, *symbolic_args, **symbolic_kwargs)
+                try:
+                    answer = operator.rule(self, *symbolic_args, **symbolic_kwargs)
+                except (
+                    IndexError,
+                    TypeError,
+                    ValueError,
+                ):  # an odd form of call: what is tied so far only costs freedom
+                    answer = []
                 dims = list(answer) if isinstance(answer, list) else [tuple(answer)]
                 lengths = [tuple(self.table.length(dim) for dim in own) for own in dims]
                 if lengths == list(self.shapes):
@@ -215,7 +225,9 @@ class _Tracer(Calls):
         """The groups that are left, their taps, and the report of what was frozen."""
         for tensor in self._weights.values():
             if id(tensor) not in self._used:
-                self.freeze(*self._symbols[id(tensor)].dims)
+                # A head that only training uses would still read its units in order: it is reported.
+                self.cause = Cause("absence from the pass", "")
+                self.unsupported(*self._symbols[id(tensor)].dims)
         self.table.settle()
         members: dict[int, list[Axis]] = {}
         lost: dict[Cause, dict[int, int]] = {}

@@ -79,7 +79,7 @@ def conv_nets(draw: st.DrawFn) -> Net:
 
 
 @given(st.one_of(dense_nets(), conv_nets()), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_nets_verify_and_a_permuted_copy_computes_the_same_and_is_matched(net: Net, seed: int) -> None:
     model, shape, width, free = net
     model.eval().double()

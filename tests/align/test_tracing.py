@@ -210,8 +210,15 @@ def test_control_flow_on_data_is_refused_by_its_line() -> None:
     assert "register_operator" in str(caught.value.hint)
 
 
+def written_into(x: Tensor) -> None:
+    y = torch.zeros(2)
+    y[0] = x.sum()
+    bool(y[0] > 0)
+
+
 @pytest.mark.parametrize(
-    "escape", [lambda x: x.sum().item(), lambda x: x.numpy(), lambda x: x.tolist(), lambda x: int(x[0, 0])]
+    "escape",
+    [lambda x: x.sum().item(), lambda x: x.numpy(), lambda x: x.tolist(), lambda x: int(x[0, 0]), written_into],
 )
 def test_every_way_of_reading_data_is_refused(escape: object) -> None:
     class Reading(nn.Module):
@@ -290,6 +297,7 @@ def test_what_is_not_saved_or_not_used_does_not_move() -> None:
 
     spec = permutation_spec(Odd(), torch.randn(2, 4))
     assert not spec.groups  # the buffer that no state dict carries pins the units it scales
+    assert [tuple(entry) for entry in spec.frozen] == [("absence from the pass", "", 6 * 6 + 6)]
 
 
 def test_constants_that_a_module_holds_pin_only_what_they_meet() -> None:
