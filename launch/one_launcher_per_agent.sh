@@ -15,13 +15,15 @@ pids=()
 # Whatever ends this script ends what it started, and nothing else.
 trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 
-mkdir -p "$out/logs"
-"$python" -m dimat coordinator "$config" --out "$out" >"$out/logs/coordinator.log" 2>&1 &
+# The coordinator makes the run folder; what it says before that goes beside it.
+logs=$out.logs
+mkdir -p "$logs"
+"$python" -m dimat coordinator "$config" --out "$out" >"$logs/coordinator.log" 2>&1 &
 coordinator=$!
 pids+=("$coordinator")
 address=
 while [ -z "$address" ]; do
-    kill -0 "$coordinator" || { cat "$out/logs/coordinator.log" >&2; exit 1; }
+    kill -0 "$coordinator" || { cat "$logs/coordinator.log" >&2; exit 1; }
     address=$("$python" - "$out/processes.json" "$coordinator" <<'PYTHON'
 import json, pathlib, sys
 path = pathlib.Path(sys.argv[1])
@@ -35,7 +37,7 @@ done
 workers=()
 for ((agent = 0; agent < agents; agent++)); do
     "$python" -m torch.distributed.run --standalone --nproc-per-node 1 --shutdown-timeout 90 \
-        -m dimat agent "$config" --out "$out" --id "$agent" --coordinator "$address" >"$out/logs/agent-$agent.log" 2>&1 &
+        -m dimat agent "$config" --out "$out" --id "$agent" --coordinator "$address" >"$logs/agent-$agent.log" 2>&1 &
     workers+=($!)
     pids+=($!)
 done

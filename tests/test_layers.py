@@ -35,7 +35,8 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom dimat.cli import app\nsys.argv = ['dimat', '--help']\n"
         "try:\n    app.main()\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'numpy', 'networkx', 'pydantic', 'grpc', 'rich', 'matplotlib') if name in sys.modules])"
+        "heavy = ('torch', 'numpy', 'networkx', 'pydantic', 'grpc', 'rich', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr

@@ -110,8 +110,10 @@ def find_groups(model: torch.nn.Module, samples: list[tuple[Any, ...]]) -> Permu
     Raises:
         AlignmentError: the model cannot be traced, or a group changes the model's function.
     """
-    spec = permutation_spec(model, *samples[0])
-    spec.verify(model, *samples[0])
+    # Two samples: tracing keeps every activation of its example, and groups do not depend on the batch.
+    example = tuple(part[:2] if isinstance(part, torch.Tensor) and part.dim() else part for part in samples[0])
+    spec = permutation_spec(model, *example)
+    spec.verify(model, *example)
     return spec
 
 

@@ -50,9 +50,10 @@ class StoreDirectory:
             raise UsageError(message, hint="start agents with torchrun, or give --id and --coordinator") from None
         # torchrun's own agent hosts the store on recent versions; otherwise rank 0 does.
         hosted = self._environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(host, port, is_master=not hosted and rank == 0, timeout=self._timeout)
+        master = not hosted and rank == 0
+        store = dist.TCPStore(host, port, is_master=master, timeout=self._timeout)  # type: ignore[attr-defined]  # unlisted
         restart = self._environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"dimat/{run}/{restart}", store)
+        self._store = dist.PrefixStore(f"dimat/{run}/{restart}", store)  # type: ignore[attr-defined]  # unlisted
 
     def register(self, name: str, address: str) -> None:
         """Say where `name` (`coordinator`, `agent/3`) listens."""

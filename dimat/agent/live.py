@@ -54,8 +54,9 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     drop_rounds_after(metrics, view.start_round)
     directive = Directive(stop_after=view.stop_after, reason=view.reason)
     last = view.start_round
-    for number in range(view.start_round + 1, (view.stop_after or rounds) + 1):
-        yield from _readers_have(agent, number - HISTORY)
+    for number in range(view.start_round + 1, (rounds if view.stop_after is None else view.stop_after) + 1):
+        if number - HISTORY > view.start_round:  # what an earlier life published is not held any more
+            yield from _readers_have(agent, number - HISTORY)
         report = yield from run_round(agent, number)
         # The checkpoint first: what the coordinator knows of can be continued from.
         agent.save(number)

@@ -20,19 +20,19 @@ import torch
 class Randomness:
     """A frozen copy of all streams."""
 
-    torch: torch.Tensor
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
-    loader: torch.Tensor | None
+    torch_stream: torch.Tensor
+    numpy_stream: dict[str, Any]
+    python_stream: tuple[Any, ...]
+    loader_stream: torch.Tensor | None
 
     def to_json(self) -> dict[str, Any]:
         """The streams as JSON values."""
-        keys = self.numpy["state"]
+        keys = self.numpy_stream["state"]
         return {
-            "torch": _encode(self.torch),
-            "numpy": {**self.numpy, "state": {"key": [int(k) for k in keys["key"]], "pos": int(keys["pos"])}},
-            "python": [self.python[0], list(self.python[1]), self.python[2]],
-            "loader": None if self.loader is None else _encode(self.loader),
+            "torch": _encode(self.torch_stream),
+            "numpy": {**self.numpy_stream, "state": {"key": [int(k) for k in keys["key"]], "pos": int(keys["pos"])}},
+            "python": [self.python_stream[0], list(self.python_stream[1]), self.python_stream[2]],
+            "loader": None if self.loader_stream is None else _encode(self.loader_stream),
         }
 
     @classmethod
@@ -40,10 +40,10 @@ class Randomness:
         """The streams that `to_json` wrote."""
         keys = values["numpy"]["state"]
         return cls(
-            torch=_decode(values["torch"]),
-            numpy={**values["numpy"], "state": {**keys, "key": np.array(keys["key"], dtype=np.uint32)}},
-            python=(values["python"][0], tuple(values["python"][1]), values["python"][2]),
-            loader=None if values["loader"] is None else _decode(values["loader"]),
+            torch_stream=_decode(values["torch"]),
+            numpy_stream={**values["numpy"], "state": {**keys, "key": np.array(keys["key"], dtype=np.uint32)}},
+            python_stream=(values["python"][0], tuple(values["python"][1]), values["python"][2]),
+            loader_stream=None if values["loader"] is None else _decode(values["loader"]),
         )
 
 
@@ -58,21 +58,21 @@ def capture(loader: Any) -> Randomness:
     """The streams as they stand; `loader` is asked for its `generator`, if it has one."""
     generator = getattr(loader, "generator", None)
     return Randomness(
-        torch=torch.get_rng_state(),
-        numpy=dict(np.random.get_state(legacy=False)),  # noqa: NPY002
-        python=random.getstate(),
-        loader=generator.get_state() if isinstance(generator, torch.Generator) else None,
+        torch_stream=torch.get_rng_state(),
+        numpy_stream=dict(np.random.get_state(legacy=False)),  # noqa: NPY002
+        python_stream=random.getstate(),
+        loader_stream=generator.get_state() if isinstance(generator, torch.Generator) else None,
     )
 
 
 def restore(state: Randomness, loader: Any) -> None:
     """Put the streams back to `state`."""
-    torch.set_rng_state(state.torch)
-    np.random.set_state(state.numpy)  # noqa: NPY002
-    random.setstate(state.python)
+    torch.set_rng_state(state.torch_stream)
+    np.random.set_state(state.numpy_stream)  # noqa: NPY002
+    random.setstate(state.python_stream)
     generator = getattr(loader, "generator", None)
-    if state.loader is not None and isinstance(generator, torch.Generator):
-        generator.set_state(state.loader)
+    if state.loader_stream is not None and isinstance(generator, torch.Generator):
+        generator.set_state(state.loader_stream)
 
 
 def _encode(state: torch.Tensor) -> str:

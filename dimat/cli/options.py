@@ -53,4 +53,11 @@ def overrides(settings: list[str], seed: int | None) -> list[str]:
 def set_up_logging(verbose: int, quiet: bool) -> None:
     """Send dimat's log to stderr: warnings by default, more with -v, errors alone with -q."""
     level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    logging.basicConfig(handlers=[_Stderr()], level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
+
+
+class _Stderr(logging.Handler):
+    """Writes to what `sys.stderr` is at that moment: the live table replaces it, so that lines go above the table."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)

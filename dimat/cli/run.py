@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dimat.config import RunConfig, load_config
-from dimat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TARGET_MISSED
+from dimat.errors import EXIT_DONE, EXIT_FAILED, DimatError
 from dimat.messages import View
 
 Runner = Callable[[RunConfig, Path, Callable[[View], None]], None]
@@ -70,24 +70,17 @@ def _carry_out(
     live.start()
     try:
         runner(config, folder, live.update)
+    except DimatError:
+        # The rounds that were done are worth a picture all the same; the error is what the user must see.
+        with suppress(DimatError, OSError):
+            write_report(folder)
+        raise
     finally:
         live.close()
     page = write_report(folder)
     record = load_record(folder)
     print_result(summary(record), page, format)
-    return exit_code(record.outcome, config)
-
-
-def exit_code(outcome: Any, config: RunConfig) -> int:
-    """What the way a run ended means to a shell."""
-    kind = getattr(outcome, "kind", None)
-    if kind == "interrupted":
-        return EXIT_INTERRUPTED
-    if kind == "diverged":
-        return EXIT_FAILED
-    if config.stop.target_accuracy is not None and kind != "target":
-        return EXIT_TARGET_MISSED
-    return EXIT_DONE
+    return EXIT_FAILED if record.outcome is None else record.outcome.exit_code
 
 
 def report_command(run: Path, format: str) -> int:

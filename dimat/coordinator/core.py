@@ -70,7 +70,6 @@ class Coordinator:
 
         Raises:
             UsageError: no agent of that id is in this run.
-            SchemaError: its model differs from that of an agent who is here.
         """
         with self._changed:
             self._step(partial(on_join, join=join, options=self.options))

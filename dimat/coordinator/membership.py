@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dimat.coordinator.options import Options, names
-from dimat.errors import SchemaError, UsageError
+from dimat.errors import UsageError
 from dimat.messages import Heartbeat, Join, Report
 
 
@@ -100,7 +100,6 @@ def take_seat(now: float, group: Group, join: Join) -> Group:
 
     Raises:
         UsageError: no agent of that id is in this run.
-        SchemaError: its model differs from that of an agent who is here.
     """
     if not 0 <= join.agent < len(group.seats):
         raise UsageError(
@@ -110,26 +109,11 @@ def take_seat(now: float, group: Group, join: Join) -> Group:
     seat = group.seats[join.agent]
     if is_of(seat, join.session) and seat.state in ("joined", "running"):
         return group
-    _refuse_another_model(group, join)
     if is_of(seat, join.session) and seat.state == "lost":
         return group.with_seat(replace(seat, state="running", join=join, heard_s=now, presumed=False))
     return group.with_seat(
         Seat(join.agent, "joined", join, joined_s=now, heard_s=now, round=seat.round, metrics=seat.metrics)
     )
-
-
-def _refuse_another_model(group: Group, join: Join) -> None:
-    for other in group.in_state("joined", "running", "lost", "done"):
-        theirs = other.join
-        if theirs is None or other.agent == join.agent or not (theirs.fingerprint and join.fingerprint):
-            continue
-        if theirs.fingerprint != join.fingerprint:
-            raise SchemaError(
-                f"agent {join.agent} does not train the same model as agent {other.agent} (at {theirs.address}): "
-                f"fingerprint {join.fingerprint}, {join.model_bytes} bytes, against {theirs.fingerprint}, "
-                f"{theirs.model_bytes} bytes; all agents of a run train one model",
-                hint="give both the same config, and data whose inputs and classes have the same shapes",
-            )
 
 
 def is_of(seat: Seat, session: str) -> bool:

@@ -48,7 +48,7 @@ def _member(now: float, seat: Seat) -> Member:
         state=seat.state,
         round=seat.round,
         phase=seat.phase,
-        waiting=seat.waiting,
+        waiting=seat.error or seat.waiting,
         silent_s=max(0.0, now - seat.heard_s) if join else 0.0,
         metrics=seat.metrics,
         num_samples=join.num_samples if join else 0,

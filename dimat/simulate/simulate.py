@@ -34,13 +34,15 @@ class Running:
     steps: Steps[Directive] | None = None
     wait: Wait | None = None
     """None: it has not begun."""
+    since: int = 0
+    """When it began to wait, in steps of the whole simulation."""
     done: bool = False
 
     def can_go_on(self) -> bool:
         """Whether what it waits for is there."""
         return not self.done and (self.wait is None or self.transport.ready(self.wait) >= set(self.wait.peers))
 
-    def step(self) -> None:
+    def step(self, now: int) -> None:
         """Go on to the next wait, or to the end, on the agent's own random streams."""
         assert self.steps is not None
         restore(self.randomness, self.agent.loader)
@@ -48,6 +50,7 @@ class Running:
             answer = None if self.wait is None else self.transport.ready(self.wait)
             # The first value sent into a generator has to be None.
             self.wait = self.steps.send(answer)  # type: ignore[arg-type]
+            self.since = now
         except StopIteration:
             self.done = True
         self.randomness = capture(self.agent.loader)
@@ -76,10 +79,11 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
             one.steps = run_rounds(one.agent, view, control)
-        seen = -1
+        seen, num_steps = -1, 0
         while any(not one.done for one in running):
             for one in runnable(running):
-                one.step()
+                num_steps += 1
+                one.step(num_steps)
             view = coordinator.changed(after=-1, timeout_s=0.0)
             if on_view is not None and view.number != seen:
                 on_view(view)
@@ -92,9 +96,9 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
 
 
 def runnable(running: list[Running]) -> list[Running]:
-    """The agents to step now, by id: those that have what they wait for; else the first, whose wait is then over."""
+    """The agents to step now, by id: those that have what they wait for; else the one that has waited longest."""
     ready = [one for one in running if one.can_go_on()]
-    return ready or [one for one in running if not one.done][:1]
+    return ready or [min((one for one in running if not one.done), key=lambda one: one.since)]
 
 
 def _make(config: RunConfig, number: int, folder: Path, hub: MemoryHub) -> Running:

@@ -1,0 +1,191 @@
+"""The round function over memory: bits, policies, graphs, interruptions."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dimat.config import RunConfig, load_config
+from dimat.coordinator import Store
+from dimat.errors import Interrupted
+from dimat.messages import Report, View
+from dimat.runfolder import prepare
+from dimat.simulate import simulate
+from dimat.topology import load_topology
+
+SMALL = [
+    "task.model.name=mlp",
+    "task.model.hidden=[16]",
+    "train.epochs=1",
+    "train.batch_size=64",
+    "rounds=4",
+    "agents=4",
+]
+
+
+def small(*settings: str) -> RunConfig:
+    return load_config(None, [*SMALL, *settings])
+
+
+def run(config: RunConfig, folder: Path, on_view: Callable[[View], None] | None = None) -> Path:
+    simulate(config, prepare(config, folder), on_view)
+    return folder
+
+
+def bits(folder: Path, round: int = 4) -> list[bytes]:
+    """Every agent's checkpoint: weights and optimiser."""
+    return [(folder / "checkpoints" / str(a) / f"{round}.safetensors").read_bytes() for a in range(4)]
+
+
+def reports(folder: Path) -> dict[tuple[int, int], Report]:
+    with Store.open(folder, read_only=True) as store:
+        return {(report.agent, report.round): report for report in store.reports()}
+
+
+def test_equal_seeds_end_with_equal_bits_and_other_seeds_do_not(tmp_path: Path) -> None:
+    one, two, other = (run(small(f"seed={s}"), tmp_path / name) for s, name in ((1, "a"), (1, "b"), (2, "c")))
+    assert bits(one) == bits(two)
+    assert bits(one) != bits(other)
+
+
+@pytest.mark.parametrize("settings", [[], ["topology.graph=one_peer_exponential", "train.optimizer=adam"]])
+def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path: Path, settings: list[str]) -> None:
+    whole = run(small(*settings), tmp_path / "whole")
+
+    def stop(view: View) -> None:
+        if view.newest is not None and view.newest.round == 2:
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted):
+        run(small(*settings), tmp_path / "halves", stop)
+    assert not (tmp_path / "halves" / "checkpoints" / "0" / "4.json").exists()
+    run(small(*settings), tmp_path / "halves")
+    assert bits(tmp_path / "halves") == bits(whole)
+    assert sorted(reports(tmp_path / "halves")) == sorted(reports(whole))
+    lines = (tmp_path / "halves" / "metrics" / "0.jsonl").read_text().splitlines()
+    assert len(lines) == 4, "rounds that were done again are told once"
+
+
+def test_a_checkpoint_that_one_agent_lost_sends_all_back(tmp_path: Path) -> None:
+    whole = run(small(), tmp_path / "whole")
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    (copy / "checkpoints" / "2" / "4.json").unlink()
+    run(small(), copy)
+    assert bits(copy) == bits(whole)
+
+
+def test_with_one_initialisation_agreeing_changes_nothing(tmp_path: Path) -> None:
+    agree = run(small("init=same"), tmp_path / "agree")
+    plain = run(small("init=same", "merge.align=none"), tmp_path / "plain")
+    assert bits(agree) == bits(plain)
+
+
+def test_agreeing_moves_units_once_and_then_keeps_the_basis(tmp_path: Path) -> None:
+    told = reports(run(small(), tmp_path / "run"))
+    root, parents = load_topology("ring", 4).tree()
+    for agent in range(4):
+        shares = told[agent, 1].moved
+        assert (max(shares.values()) > 0.5) if agent in parents else not shares, (agent, root)
+        assert not any(told[agent, round].moved for round in (2, 3, 4))
+
+
+def test_each_round_moves_units_each_round(tmp_path: Path) -> None:
+    told = reports(run(small("merge.basis=each_round", "rounds=2"), tmp_path / "run"))
+    assert all(max(told[agent, round].moved.values()) > 0.2 for agent in range(4) for round in (1, 2))
+
+
+def test_matching_by_weights_moves_units_too(tmp_path: Path) -> None:
+    told = reports(run(small("merge.align=weights", "rounds=1"), tmp_path / "run"))
+    assert any(max(told[agent, 1].moved.values(), default=0.0) > 0.5 for agent in range(4))
+
+
+def test_adopting_equals_starting_alike(tmp_path: Path) -> None:
+    """After round one each agent has trained the root's weights, so merged models are closer than apart-grown ones."""
+    adopted = reports(run(small("merge.basis=adopt", "rounds=1"), tmp_path / "adopted"))
+    plain = reports(run(small("merge.align=none", "rounds=1"), tmp_path / "plain"))
+    spread = {}
+    for name, told in (("adopted", adopted), ("plain", plain)):
+        before = np.stack([np.frombuffer(told[a, 1].sketch_before, "<f4") for a in range(4)])
+        spread[name] = np.linalg.norm(before - before.mean(0))
+    assert spread["adopted"] < 0.5 * spread["plain"]
+
+
+def test_a_merge_is_the_row_of_the_matrix_times_the_models(tmp_path: Path) -> None:
+    """The oracle: sketches are linear, so the ones after are W times the ones before."""
+    told = reports(run(small("topology.graph=star", "merge.calibrate=none"), tmp_path / "run"))
+    matrix = load_topology("star", 4).matrix()
+    for round in (1, 4):
+        before = np.stack([np.frombuffer(told[a, round].sketch_before, "<f4") for a in range(4)]).astype(float)
+        after = np.stack([np.frombuffer(told[a, round].sketch_after, "<f4") for a in range(4)])
+        np.testing.assert_allclose(after, matrix @ before, atol=1e-4)
+        rows = [[told[a, round].weights.get(peer, 0.0) for peer in range(4)] for a in range(4)]
+        np.testing.assert_allclose(rows, matrix, atol=1e-12)
+
+
+def test_merging_every_second_round(tmp_path: Path) -> None:
+    told = reports(run(small("merge.every=2"), tmp_path / "run"))
+    assert [bool(told[0, round].weights) for round in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_one_complete_merge_at_the_end_brings_all_to_one_point(tmp_path: Path) -> None:
+    told = reports(run(small("merge.final=complete", "merge.calibrate=none"), tmp_path / "run"))
+    assert len({told[agent, 4].sketch_after for agent in range(4)}) == 1
+    assert told[0, 4].weights == dict.fromkeys(range(4), 0.25)
+    assert len({told[agent, 3].sketch_after for agent in range(4)}) == 4
+
+
+@pytest.mark.parametrize("graph", ["exponential", "one_peer_exponential", "random_matching", "complete", "path"])
+def test_every_kind_of_graph_carries_a_run(tmp_path: Path, graph: str) -> None:
+    told = reports(run(small(f"topology.graph={graph}"), tmp_path / "run"))
+    assert len(told) == 16
+    assert not any(report.missing for report in told.values())
+    topology = load_topology(graph, 4)
+    for (agent, round), report in told.items():
+        assert set(report.bytes_received) == set(topology.neighbours(agent, round - 1))
+        assert sum(report.weights.values()) == pytest.approx(1.0)
+
+
+def test_resetting_the_optimiser_makes_a_difference(tmp_path: Path) -> None:
+    keep = run(small(), tmp_path / "keep")
+    reset = run(small("merge.optimizer_state=reset"), tmp_path / "reset")
+    assert bits(keep) != bits(reset)
+
+
+def test_starting_from_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    first = run(small(), tmp_path / "first")
+    second = run(small(f"init={first / 'checkpoints'}", "rounds=1", "train.lr=1e-9"), tmp_path / "second")
+    told, before = reports(second), reports(first)
+    # A learning rate of nearly zero: what round 1 merges is what the first run ended with, in one basis.
+    assert told[0, 1].metrics["accuracy_before"] == pytest.approx(before[0, 4].metrics["accuracy"], abs=0.02)
+
+
+def test_a_target_names_a_last_round(tmp_path: Path) -> None:
+    folder = run(small("stop.target_accuracy=0.2", "rounds=9"), tmp_path / "run")
+    with Store.open(folder, read_only=True) as store:
+        outcome = store.outcome()
+        rounds = [summary.round for summary in store.summaries()]
+    assert outcome is not None
+    assert outcome.kind == "target"
+    assert rounds[-1] < 9
+
+
+def test_dropout_draws_from_each_agents_own_stream(tmp_path: Path) -> None:
+    """Agents share a process: without streams of their own they would change one another's bits."""
+    task = tmp_path / "noisy.py"
+    task.write_text(
+        "import torch\nfrom dimat.tasks.digits import DigitsTask\n"
+        "class Noisy(DigitsTask):\n"
+        "    def model(self):\n"
+        "        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(),"
+        " torch.nn.Dropout(0.5), torch.nn.Linear(16, 10))\n"
+    )
+    settings = [f"task.name={task}:Noisy", "task.model=mlp", "merge.align=none", "rounds=2", "agents=4"]
+    path = load_config(None, [*settings, "topology.graph=path", "train.epochs=1"])
+    run(path, tmp_path / "path")
+    complete = load_config(None, [*settings, "topology.graph=complete", "train.epochs=1"])
+    run(complete, tmp_path / "complete")
+    # Before the first merge the graph plays no part, whatever order the agents ran in.
+    one, two = reports(tmp_path / "path"), reports(tmp_path / "complete")
+    assert [one[a, 1].sketch_before for a in range(4)] == [two[a, 1].sketch_before for a in range(4)]
