@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -73,8 +74,8 @@ def serve(num_bytes: int) -> None:
     print(json.dumps({"ours": ours_address, "aio": f"127.0.0.1:{aio_port}", "sync": f"127.0.0.1:{sync_port}"}))
     sys.stdout.flush()
     sys.stdin.read()
-    sync_server.stop(None)
-    loop.run(aio_server.stop(None))
+    sync_server.stop(1.0).wait()
+    loop.run(aio_server.stop(1.0))
     loop.release()
     ours.close()
 
@@ -247,7 +248,13 @@ def main() -> None:
     out = arguments.out or (None if arguments.smoke else RESULTS)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"machine": platform.machine(), "python": platform.python_version(), "grpcio": grpc.__version__}
+        machine = {
+            "machine": platform.machine(),
+            "num_cores": os.cpu_count(),
+            "load_1min": os.getloadavg()[0],
+            "python": platform.python_version(),
+            "grpcio": grpc.__version__,
+        }
         out.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
 
 

@@ -9,7 +9,6 @@ and ends with the last, so a process that forks its data workers before `start()
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -31,8 +30,6 @@ class LoopThread:
     @classmethod
     def acquire(cls) -> LoopThread:
         """The process's loop, started when this is its first user."""
-        # gRPC's core writes to stderr on its own, for instance whenever a neighbour closes; read when gRPC starts up.
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         with cls._lock:
             if cls._shared is None:
                 cls._shared = cls()
