@@ -14,6 +14,8 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
             hint="name a folder that does not exist yet",
         )
     if fresh and resolved.is_file():
-        shutil.rmtree(folder)
+        with held(folder):
+            shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(resolved, config.to_yaml())
@@ -60,6 +63,22 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
     except OSError as error:
         raise UsageError(f"the run folder {str(folder)!r} cannot be written: {error.strerror}") from None
     return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one command at a time; the lock dies with the process.
+
+    Raises:
+        UsageError: another command runs in this folder.
+    """
+    with (folder / ".run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another command is running in {str(folder)!r}"
+            raise UsageError(message, hint="wait for it, or name another folder with --out") from None
+        yield
 
 
 def _refuse_another_config(folder: Path, config: RunConfig) -> None:

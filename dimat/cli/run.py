@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dimat.config import RunConfig, load_config
 from dimat.errors import EXIT_DONE, EXIT_FAILED, DimatError
 from dimat.messages import View
+
+if TYPE_CHECKING:
+    from dimat.cli.live import LiveView
 
 Runner = Callable[[RunConfig, Path, Callable[[View], None]], None]
 
@@ -63,24 +67,42 @@ def _carry_out(
     check_run(config)
     from dimat.cli.live import LiveView, print_result
     from dimat.report import load_record, summary, write_report
-    from dimat.runfolder import prepare
+    from dimat.runfolder import held, prepare
 
     folder = prepare(config, out, fresh=fresh)
-    live = LiveView(config, quiet=quiet, verbose=verbose)
+    with held(folder):
+        if not is_over(folder):
+            _follow(runner, config, folder, LiveView(config, quiet=quiet, verbose=verbose))
+        page = write_report(folder)
+    record = load_record(folder)
+    print_result(summary(record), page, format)
+    return EXIT_FAILED if record.outcome is None else record.outcome.exit_code
+
+
+def is_over(folder: Path) -> bool:
+    """Whether the run in `folder` has come to its own end: then there is nothing to continue, only to tell."""
+    from dimat.coordinator import Store
+
+    if not (folder / "coordinator.sqlite").is_file():
+        return False
+    with Store.open(folder, read_only=True) as store:
+        outcome = store.outcome()
+    return outcome is not None and outcome.kind in ("rounds", "target", "plateau")
+
+
+def _follow(runner: Runner, config: RunConfig, folder: Path, live: LiveView) -> None:
+    """Run, showing how it goes; what was done before a failure still gets its report."""
+    from dimat.report import write_report
+
     live.start()
     try:
         runner(config, folder, live.update)
     except DimatError:
-        # The rounds that were done are worth a picture all the same; the error is what the user must see.
         with suppress(DimatError, OSError):
             write_report(folder)
         raise
     finally:
         live.close()
-    page = write_report(folder)
-    record = load_record(folder)
-    print_result(summary(record), page, format)
-    return EXIT_FAILED if record.outcome is None else record.outcome.exit_code
 
 
 def report_command(run: Path, format: str) -> int:

@@ -7,17 +7,14 @@ may be killed and started again on the same folder at any time; it listens on th
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from dimat.config import RunConfig
 from dimat.coordinator.convergence import Outcome
 from dimat.coordinator.core import Coordinator
+from dimat.coordinator.signals import Signals
 from dimat.coordinator.store import Store
 from dimat.errors import ConfigError, Interrupted, UsageError
 from dimat.transport.grpc.coordinator_server import CoordinatorServer, serve_coordinator
@@ -27,33 +24,6 @@ GRACE_S = 2.0
 """How long onlookers and last calls have to hear that the run is over."""
 
 log = logging.getLogger(__name__)
-
-
-class Signals:
-    """SIGINT and SIGTERM since `listen` began, by name; `arrived` is set by each."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.arrived = threading.Event()
-
-    @contextmanager
-    def listen(self) -> Iterator[None]:
-        """Take the signals over from whoever had them; outside of the main thread there are none to take."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # No lock, no disk: the main loop does the work.
-        del frame
-        self.names.append(signal.Signals(number).name)
-        self.arrived.set()
 
 
 def run_coordinator(

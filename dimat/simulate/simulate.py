@@ -19,6 +19,8 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
 from dimat.coordinator import Coordinator, Store
+from dimat.coordinator.signals import Signals
+from dimat.errors import Interrupted
 from dimat.messages import Directive, Heartbeat, View
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
@@ -66,9 +68,10 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
 
     Raises:
         DimatError: as the agents of a networked run would.
+        Interrupted: by a second interrupt; the first one ends the run after a round that all agents reach.
     """
     topology = build_topology(config)
-    with Store.open(folder) as store:
+    with Store.open(folder) as store, Signals().listen() as signals:
         # Time stands still for membership: nobody is late in a simulation.
         coordinator = Coordinator(config, topology.diameter, store, clock=lambda: 0.0)
         control = MemoryControl(coordinator)
@@ -79,8 +82,13 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
             one.steps = run_rounds(one.agent, view, control)
-        seen, num_steps = -1, 0
+        seen, num_steps, asked = -1, 0, False
         while any(not one.done for one in running):
+            if len(signals.names) > 1:
+                raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
+            if signals.names and not asked:
+                coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
+                asked = True
             for one in runnable(running):
                 num_steps += 1
                 one.step(num_steps)

@@ -1,6 +1,8 @@
 """The round function over memory: bits, policies, graphs, interruptions."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +191,21 @@ def test_dropout_draws_from_each_agents_own_stream(tmp_path: Path) -> None:
     # Before the first merge the graph plays no part, whatever order the agents ran in.
     one, two = reports(tmp_path / "path"), reports(tmp_path / "complete")
     assert [one[a, 1].sketch_before for a in range(4)] == [two[a, 1].sketch_before for a in range(4)]
+
+
+def test_an_interrupt_ends_all_agents_after_the_same_round(tmp_path: Path) -> None:
+    whole = run(small("rounds=6"), tmp_path / "whole")
+
+    def interrupt(view: View) -> None:
+        if view.newest is not None and view.newest.round == 1 and view.state == "running":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = run(small("rounds=6"), tmp_path / "stopped", interrupt)
+    with Store.open(folder, read_only=True) as store:
+        outcome = store.outcome()
+    assert outcome is not None
+    assert (outcome.kind, outcome.exit_code) == ("interrupted", 130)
+    assert outcome.round in (2, 3)
+    assert {round for _, round in reports(folder)} == set(range(1, outcome.round + 1))
+    assert len(reports(folder)) == 4 * outcome.round
+    assert bits(run(small("rounds=6"), folder), 6) == bits(whole, 6)
