@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from dimat import messages
 from dimat.errors import TransportError
@@ -42,8 +42,18 @@ _DATACLASSES = {message.DESCRIPTOR.full_name: kind for kind, message in MESSAGES
 def to_proto(value: Any) -> Any:
     """The protobuf message that says what the dataclass `value` says."""
     message = MESSAGES[type(value)]()
-    for field in fields(value):
-        _set(message, message.DESCRIPTOR.fields_by_name[field.name], getattr(value, field.name))
+    for field in _plan(message.DESCRIPTOR.full_name):
+        given = getattr(value, field.name)
+        if given is None:
+            continue
+        if field.is_map:
+            getattr(message, field.name).update(given)
+        elif field.is_repeated:
+            getattr(message, field.name).extend([to_proto(item) for item in given] if field.nested else given)
+        elif field.nested is not None:
+            getattr(message, field.name).CopyFrom(to_proto(given))
+        else:
+            setattr(message, field.name, field.numbers[given] if field.numbers else given)
     return message
 
 
@@ -53,11 +63,25 @@ def from_proto(kind: type[T], message: Any) -> T:
     Raises:
         TransportError: an enum value that this version does not know.
     """
-    values = {}
-    for name, field in message.DESCRIPTOR.fields_by_name.items():
-        if field.has_presence and not message.HasField(name):
+    values: dict[str, Any] = {}
+    for field in _plan(message.DESCRIPTOR.full_name):
+        if field.has_presence and not message.HasField(field.name):
             continue
-        values[name] = _get(field, getattr(message, name))
+        held = getattr(message, field.name)
+        if field.is_map:
+            values[field.name] = dict(sorted(held.items()))
+        elif field.is_repeated:
+            values[field.name] = tuple([from_proto(field.nested, item) for item in held] if field.nested else held)
+        elif field.nested is not None:
+            values[field.name] = from_proto(field.nested, held)
+        elif field.words:
+            if held not in field.words:
+                raise TransportError(
+                    f"{message.DESCRIPTOR.name}.{field.name} is {held}, which this version of dimat does not know"
+                )
+            values[field.name] = field.words[held]
+        else:
+            values[field.name] = held
     return kind(**values)
 
 
@@ -92,38 +116,44 @@ def description(message: peer_pb2.Description, whom: str) -> messages.Descriptio
     return from_proto(messages.Description, message)
 
 
-def _set(message: Any, field: Any, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, Mapping):
-        getattr(message, field.name).update(value)
-    elif isinstance(value, tuple):
-        getattr(message, field.name).extend([to_proto(item) if type(item) in MESSAGES else item for item in value])
-    elif type(value) in MESSAGES:
-        getattr(message, field.name).CopyFrom(to_proto(value))
-    elif field.enum_type is not None:
-        setattr(message, field.name, field.enum_type.values_by_name[_prefix(field.enum_type) + value.upper()].number)
-    else:
-        setattr(message, field.name, value)
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What a field needs, found once: descriptors are slow to ask, and a model has hundreds of tensors."""
+
+    name: str
+    has_presence: bool
+    is_map: bool
+    is_repeated: bool
+    nested: type[Any] | None
+    """The dataclass that its message becomes."""
+    words: Mapping[int, str]
+    """Of an enum: the word of every number but 0."""
+    numbers: Mapping[str, int]
 
 
-def _get(field: FieldDescriptor, value: Any) -> Any:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return dict(sorted(value.items()))
-    if field.message_type is not None:
-        kind = _DATACLASSES[field.message_type.full_name]
-        return tuple(from_proto(kind, item) for item in value) if field.is_repeated else from_proto(kind, value)
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        if known is None or value == 0:
-            raise TransportError(f"{field.full_name} is {value}, which this version of dimat does not know")
-        return known.name.removeprefix(_prefix(field.enum_type)).lower()
-    return tuple(value) if field.is_repeated else value
+@cache
+def _plan(message: str) -> tuple[_Field, ...]:
+    """The fields of a message, given by its full name."""
+    fields = []
+    for field in MESSAGES[_DATACLASSES[message]].DESCRIPTOR.fields:
+        kind = field.message_type
+        is_map = kind is not None and kind.GetOptions().map_entry
+        words = _words(field.enum_type) if field.enum_type is not None else {}
+        fields.append(
+            _Field(
+                name=field.name,
+                has_presence=field.has_presence,
+                is_map=is_map,
+                is_repeated=field.is_repeated,
+                nested=_DATACLASSES[kind.full_name] if kind is not None and not is_map else None,
+                words=words,
+                numbers={word: number for number, word in words.items()},
+            )
+        )
+    return tuple(fields)
 
 
-def _prefix(enum: EnumDescriptor) -> str:
-    """`D_TYPE_` for DType."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
-
-
-__all__ = ["DecodeError", "announced", "announcement", "description", "from_proto", "to_proto"]
+def _words(enum: Any) -> dict[int, str]:
+    """The words of an enum by number: its values' names without the enum's, such as `float32` for D_TYPE_FLOAT32."""
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
+    return {value.number: value.name.removeprefix(prefix).lower() for value in enum.values if value.number}
