@@ -69,8 +69,9 @@ class StoreDirectory:
 
         try:
             self._store.wait([name], self._timeout)
-        except dist.DistStoreError as error:
+        except dist.DistError as error:
             seconds = self._timeout.total_seconds()
-            raise PeerUnavailable(f"{name} did not register with torchrun's store within {seconds:.0f} s") from error
+            message = f"{name} did not register with torchrun's store within {seconds:.0f} s: {error}"
+            raise PeerUnavailable(message) from error
         address: str = json.loads(self._store.get(name))["address"]
         return address

@@ -12,7 +12,7 @@ from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.errors import TransportError
-from dimat.snapshot.encode import check_finite, decode
+from dimat.snapshot.encode import decode
 from dimat.transport.base import Wait
 
 
@@ -52,13 +52,10 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         answers = agent.transport.gather(fetches, timeout_s=max(1.0, end - time.monotonic())) if fetches else {}
     payloads = {}
     for peer, answer in sorted(answers.items()):
-        try:
-            if isinstance(answer, TransportError):
-                raise answer
-            check_finite(answer)
+        if isinstance(answer, TransportError):
+            missing[peer] = str(answer)
+        else:
             payloads[peer] = answer
-        except TransportError as error:
-            missing[peer] = str(error)
 
     if payloads and agent.mutual:
         with clock("wait"):

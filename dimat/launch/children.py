@@ -1,4 +1,4 @@
-"""Child processes: each in a session of its own, its output in a log file, ended by its own process group."""
+"""Child processes: each in a session of its own, its output in a log file, ended with all that it started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from dimat.errors import DimatError
 from dimat.runfolder import processes
@@ -86,17 +89,18 @@ class Child:
             return None
 
     def close(self, grace_s: float = 5.0) -> None:
-        """End the process and whatever it started: SIGTERM to its group, then SIGKILL after `grace_s` seconds."""
+        """End the process and everything it started: SIGTERM to each, SIGKILL after `grace_s` seconds.
+
+        torchrun gives every worker a session of its own, so signalling a process group would miss them.
+        """
         if self._process is None:
             return
-        for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                break
-            end = time.monotonic() + patience_s
-            while time.monotonic() < end and _group_alive(self._process):
-                time.sleep(0.02)  # the kernel offers no wait for a whole process group
+        try:
+            leader = psutil.Process(self._process.pid)
+            family = [*leader.children(recursive=True), leader]
+        except psutil.NoSuchProcess:
+            family = []
+        end_processes(family, grace_s)
         self._process.poll()
 
     def tail(self, num_lines: int = 20) -> str:
@@ -106,10 +110,13 @@ class Child:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
 
 
-def _group_alive(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()  # reap the leader, or it counts as alive
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def end_processes(processes: Sequence[psutil.Process], grace_s: float) -> None:
+    """SIGTERM to each, SIGKILL to those that are still there after `grace_s` seconds."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=grace_s)
+    for process in stubborn:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=5.0)

@@ -10,16 +10,20 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal
+
+import psutil
 
 from dimat.config import RunConfig
 from dimat.coordinator import Store
 from dimat.errors import Interrupted
 from dimat.launch import commands
-from dimat.launch.children import Child
+from dimat.launch.children import Child, end_processes
 from dimat.messages import View
+from dimat.runfolder import processes
 from dimat.transport.grpc import watch
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class LocalRun:
         self._coordinator = Child("coordinator", commands.coordinator(folder), folder / "logs" / "coordinator.log")
         self._launchers: list[Child] = []
         self._interrupts = 0
+        self._forming = True
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -62,8 +67,10 @@ class LocalRun:
             watcher.join(timeout=5.0)
         finally:
             self._over.set()
+            patience_s = 1.0 if self._interrupts > 1 else 5.0
             for child in (*self._launchers, self._coordinator):
-                child.close()
+                child.close(patience_s)
+            self._end_strays(patience_s)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -87,7 +94,8 @@ class LocalRun:
         restarts = 0
         while any(child.poll() is None for child in self._launchers):
             if self._interrupts > 1:
-                raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
+                when = "before all agents had joined" if self._forming else "in the middle of a round"
+                raise Interrupted(f"stopped {when}", hint="the same command continues the run")
             if self._coordinator_died() and restarts < MAX_COORDINATOR_RESTARTS:
                 restarts += 1
                 log.warning("the coordinator died; starting it again (%d)", restarts)
@@ -103,6 +111,16 @@ class LocalRun:
         for child in failed:
             log.warning("%s ended with exit code %s; its log: %s", child.name, child.poll(), child.log)
 
+    def _end_strays(self, grace_s: float) -> None:
+        """End agents of this run whose launcher died before them; they are known by what they registered."""
+        strays = []
+        for entry in processes(self._folder):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process = psutil.Process(entry["pid"])
+                if str(self._folder) in process.cmdline():  # the id may belong to somebody else by now
+                    strays.append(process)
+        end_processes(strays, grace_s)
+
     def _coordinator_died(self) -> bool:
         if self._coordinator.poll() is None:
             return False
@@ -111,11 +129,14 @@ class LocalRun:
 
     def _watch(self, address: str) -> None:
         for view in watch(address, over=self._over):
+            self._forming = view.state == "forming"
             self._on_view(view)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._interrupts += 1
-        if self._interrupts == 1:
+        if self._forming:
+            self._interrupts += 1  # nobody is in a round that would be worth finishing
+        elif self._interrupts == 1:
             log.warning("stopping after a round that all agents can reach; interrupt again to stop now")
             self._coordinator.signal(signal.SIGINT)

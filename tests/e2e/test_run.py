@@ -143,6 +143,25 @@ def test_an_interrupted_run_continues_to_the_bits_of_an_undisturbed_one(tmp_path
     assert bits(folder, 60) == bits(simulated(tmp_path / "simulated", LONG), 60)
 
 
+@pytest.mark.parametrize("moment", ["while agents gather", "in the middle of a round"])
+def test_insisting_ends_everything_now_and_leaves_nothing_behind(tmp_path: Path, moment: str, start: Start) -> None:
+    folder = tmp_path / "run"
+    process = start("dimat", "run", *flags(LONG), "--out", str(folder))
+    if moment == "while agents gather":
+        wait_until(lambda: psutil.Process(process.pid).children(recursive=True)[2:])
+        process.send_signal(signal.SIGINT)
+    else:
+        wait_until(lambda: rounds_reported(folder) >= 2)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # two of one kind may be delivered as one
+    family = psutil.Process(process.pid).children(recursive=True)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "stopped" in output
+    assert not any(alive(child.pid) for child in family)
+    assert not any(alive(entry["pid"]) for entry in processes(folder))
+
+
 def test_the_coordinator_may_be_killed_and_loses_nothing(tmp_path: Path, start: Start) -> None:
     folder = tmp_path / "run"
     process = start("dimat", "run", *flags(LONG), "--out", str(folder))
