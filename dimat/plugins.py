@@ -58,7 +58,11 @@ def resolve(kind: str, name: str, builtin: Mapping[str, Any], *, group: str | No
     entries = importlib.metadata.entry_points(group=group) if group else ()
     for entry in entries:
         if entry.name == name:
-            return entry.load()
+            try:
+                return entry.load()
+            except Exception as error:  # somebody's module runs here, and may raise anything
+                message = f"{kind} {name!r} ({entry.value}) does not import: {type(error).__name__}: {error}"
+                raise PluginError(message) from error
     message = unknown(kind, name, [*builtin, *(entry.name for entry in entries)])
     raise PluginError(message, hint=f"your own {kind} is named as package.module:object or path/to/file.py:object")
 

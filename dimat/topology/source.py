@@ -186,10 +186,5 @@ def _file_source(reference: str, seed: int, options: dict[str, Any]) -> Source:
 
 
 def _resolve(reference: str) -> Any:
-    try:
-        functions = {name: named.function for name, named in BUILTIN.items()}
-        return plugins.resolve("topology", reference, functions, group=GROUP)
-    except DimatError:
-        raise
-    except Exception as error:  # a user's module runs here, and may raise whatever it likes
-        raise TopologyError(f"topology {reference!r} does not import: {type(error).__name__}: {error}") from error
+    functions = {name: named.function for name, named in BUILTIN.items()}
+    return plugins.resolve("topology", reference, functions, group=GROUP)

@@ -17,7 +17,7 @@ def test_what_is_written_trains_as_it_is(tmp_path, monkeypatch) -> None:
     module, config = new_task("blobs", tmp_path)
     monkeypatch.chdir(tmp_path)
     run = load_config(config)
-    assert (run.name, run.task.name) == ("blobs", "blobs.py:Task")
+    assert (run.name, run.task.name) == ("blobs", f"{module.resolve()}:Task")
     task = load_task(run.task.name, batch_size=run.train.batch_size, options=run.task.options)
     torch.manual_seed(0)
     model, loader = task.model(), task.data(0, run.agents, run.seed)

@@ -190,7 +190,7 @@ def test_python_files(tmp_path: Path) -> None:
 def test_a_module_that_raises_when_imported_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "raising_topology.py", "raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(TopologyError, match="does not import: RuntimeError: no licence"):
+    with pytest.raises(PluginError, match="does not import: RuntimeError: no licence"):
         build("raising_topology:build", 4)
 
 
@@ -206,7 +206,7 @@ def test_entry_points_are_found_by_name_and_a_broken_one_is_named(
     written(tmp_path, "wheel_topology.py", code)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert plain(build("wheel", 5)) == set(nx.wheel_graph(5).edges)
-    with pytest.raises(TopologyError, match="'flat' does not import: ModuleNotFoundError"):
+    with pytest.raises(PluginError, match="'flat' .* does not import: ModuleNotFoundError"):
         build("flat", 5)
     with pytest.raises(PluginError, match="Did you mean 'wheel'"):
         build("wheell", 5)
