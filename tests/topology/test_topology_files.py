@@ -206,7 +206,7 @@ def test_entry_points_are_found_by_name_and_a_broken_one_is_named(
     written(tmp_path, "wheel_topology.py", code)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert plain(build("wheel", 5)) == set(nx.wheel_graph(5).edges)
-    with pytest.raises(PluginError, match="'flat' .* does not import: ModuleNotFoundError"):
+    with pytest.raises(PluginError, match=r"'flat' .* does not import: ModuleNotFoundError"):
         build("flat", 5)
     with pytest.raises(PluginError, match="Did you mean 'wheel'"):
         build("wheell", 5)

@@ -1,0 +1,128 @@
+"""Agents number their units alike: the function stays, momentum moves along, the tree is walked from the root."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dimat.agent.basis import agree_on_basis, align_neighbours, match, permute_agent, shares_moved
+from dimat.agent.build import build_agent
+from dimat.agent.gather import realised_row
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.train import train_locally
+from dimat.config import load_config
+from dimat.statedict import copy_of
+from dimat.transport.memory import MemoryHub, MemoryTransport
+
+SETTINGS = ["task.model=cnn", "agents=3", "topology.graph=path", "task.partition.scheme=iid", "train.epochs=1"]
+
+
+def agent(number: int, *settings: str, hub: MemoryHub | None = None) -> Agent:
+    config = load_config(None, [*SETTINGS, *settings])
+    hub = hub or MemoryHub()
+    made = build_agent(
+        config, number, Path("unused"), f"s{number}", lambda schema: MemoryTransport(number, "s", schema, hub)
+    )
+    train_locally(made.task, made.model, made.loader, made.optimizer, config.train, 1, config.rounds)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_permuting_oneself_keeps_the_function_and_the_next_step(optimizer: str) -> None:
+    """Weights and momentum move together: training on, both copies stay the same function."""
+    moved, still = (agent(1, f"train.optimizer={optimizer}", "train.lr=0.01") for _ in range(2))
+    assert moved.spec is not None
+    permute_agent(moved, moved.spec.random(5))
+    inputs = moved.probe[0][0]
+    for made in (moved, still):
+        made.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(moved.model(inputs), still.model(inputs), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(moved.model.state_dict()["conv1.weight"], still.model.state_dict()["conv1.weight"])
+    batch = (inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    for made in (moved, still):
+        made.optimizer.zero_grad()
+        made.task.loss(made.model, batch).backward()
+        made.optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(moved.model(inputs), still.model(inputs), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("align", ["activations", "weights"])
+def test_a_permuted_copy_of_the_neighbour_finds_back(align: str) -> None:
+    mine = agent(0, f"merge.align={align}")
+    assert mine.spec is not None
+    original = copy_of(mine.model)
+    permute_agent(mine, mine.spec.random(9))
+    permute_agent(mine, match(mine, original, moves="self"))
+    for name, tensor in mine.model.state_dict().items():
+        torch.testing.assert_close(tensor, original[name])
+
+
+def test_a_neighbour_is_brought_into_my_basis_and_i_stay() -> None:
+    mine = agent(0)
+    assert mine.spec is not None
+    before = copy_of(mine.model)
+    states, moved = align_neighbours(mine, {2: mine.spec.apply(before, mine.spec.random(4))})
+    for name, tensor in before.items():
+        torch.testing.assert_close(states[2][name], tensor)
+        assert torch.equal(mine.model.state_dict()[name], tensor)
+    assert all(share > 0.8 for share in moved.values())
+
+
+def test_the_basis_goes_down_the_tree_from_the_root() -> None:
+    """A path 0 - 1 - 2 has its centre in 1: it stays, and both ends come to it."""
+    hub = MemoryHub()
+    agents = [agent(number, hub=hub) for number in range(3)]
+    for made in agents:
+        made.transport.start()
+    before = [copy_of(made.model) for made in agents]
+    root = agree_on_basis(agents[1], 1, PhaseClock(agents[1].status))
+    with pytest.raises(StopIteration):
+        next(root)
+    for number in (0, 2):
+        steps = agree_on_basis(agents[number], 1, PhaseClock(agents[number].status))
+        wait = next(steps)
+        assert (wait.what, wait.peers, wait.kind) == ("published", (1,), "basis")
+        with pytest.raises(StopIteration) as ended:
+            steps.send(frozenset({1}))
+        assert max(ended.value.value.values()) > 0.5
+    changed = [
+        any(not torch.equal(tensor, before[n][name]) for name, tensor in made.model.state_dict().items())
+        for n, made in enumerate(agents)
+    ]
+    assert changed == [True, False, True]
+    assert all(made.basis_settled for made in agents)
+
+
+def test_a_dead_parent_is_replaced_by_the_lowest_live_neighbour() -> None:
+    hub = MemoryHub()
+    agents = [agent(number, "topology.graph=complete", hub=hub) for number in range(3)]
+    agents[1].transport.start()
+    agents[1].publish("basis", 1)
+    orphan = agree_on_basis(agents[2], 1, PhaseClock(agents[2].status))
+    assert next(orphan).peers == (0,)
+    assert orphan.send(frozenset()).peers == (1,)
+    with pytest.raises(StopIteration) as ended:
+        orphan.send(frozenset({1}))
+    assert ended.value.value
+
+
+def test_all_alone_one_keeps_ones_own_basis() -> None:
+    lonely = agent(0)
+    before = copy_of(lonely.model)
+    steps = agree_on_basis(lonely, 1, PhaseClock(lonely.status))
+    next(steps)
+    steps.send(frozenset())
+    with pytest.raises(StopIteration):
+        steps.send(frozenset())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lonely.model.state_dict().items())
+    assert lonely.basis_settled
+
+
+def test_shares_and_rows() -> None:
+    assert shares_moved({"g": torch.tensor([0, 2, 1, 3])}) == {"g": 0.5}
+    row = {0: 0.5, 1: 0.25, 2: 0.25}
+    assert realised_row(0, row, frozenset()) == {0: 1.0}
+    assert realised_row(0, row, frozenset({1, 2})) == row

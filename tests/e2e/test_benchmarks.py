@@ -1,0 +1,25 @@
+"""The benchmarks that are too long for here still run, in their smallest size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("first_merge.py", "holds  first merge, iid"), ("overhead.py", "resnet20, ring of 5")],
+)
+def test_it_runs_and_prints_its_table(script: str, words: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--smoke"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert words in done.stdout
