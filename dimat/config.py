@@ -21,7 +21,7 @@ from dimat.plugins import closest
 class Part(BaseModel):
     """A closed, frozen part of the config."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class PartitionConfig(Part):
@@ -147,6 +147,20 @@ class RunConfig(Part):
     membership: Reserved = Reserved()
     security: Reserved = Reserved()
     faults: Annotated[list[dict[str, Any]], Field(max_length=0)] = []
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.merge.basis == "adopt" and self.init not in ("same", "different"):
+            raise ValueError(
+                "merge.basis 'adopt' gives the root's weights to agents that have not trained, but init names a folder "
+                "of trained ones: use merge.basis 'agree'"
+            )
+        if self.merge.final == "complete" and (self.stop.target_accuracy or self.stop.patience):
+            raise ValueError(
+                "merge.final 'complete' merges in the last of all rounds, which stop.target_accuracy and stop.patience "
+                "may leave out: take one or the other"
+            )
+        return self
 
     @property
     def digest(self) -> str:

@@ -6,7 +6,8 @@
     │   ├── PluginError                a name that nothing answers to
     │   ├── TopologyError              a graph or a mixing matrix that cannot carry a run
     │   ├── TaskError                  data or a task that cannot be trained on
-    │   └── SchemaError                two models that are not of one shape
+    │   ├── SchemaError                two models that are not of one shape
+    │   └── NoCoordinator              nobody answers at the coordinator's address
     ├── AlignmentError                 permutation groups that do not verify
     └── TransportError                 a peer that did not answer as it should
         ├── PeerUnavailable            nobody listens there, or not in time
@@ -58,6 +59,10 @@ class TaskError(UsageError):
 
 class SchemaError(UsageError):
     """Two models differ; the message names the first tensor that does, and both shapes."""
+
+
+class NoCoordinator(UsageError):
+    """Nobody answered at the coordinator's address before the deadline."""
 
 
 class AlignmentError(DimatError):

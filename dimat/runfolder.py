@@ -46,9 +46,11 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {str(folder)!r} is a file, expected a folder")
     resolved = folder / "config.yaml"
+    # Hidden files are locks and half-written files: agents of one machine make the folder at the same moment.
+    holds_files = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if resolved.is_file() and not fresh:
         _refuse_another_config(folder, config)
-    elif folder.is_dir() and any(folder.iterdir()) and not resolved.is_file():
+    elif holds_files and not resolved.is_file():
         raise UsageError(
             f"--out {str(folder)!r} holds other files and is not a run folder (it has no config.yaml)",
             hint="name a folder that does not exist yet",
@@ -66,19 +68,21 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder for one command at a time; the lock dies with the process.
+def held(folder: Path, by: str = "run") -> Iterator[int]:
+    """Hold a run folder for one command of a kind at a time; gives the lock's file descriptor.
+
+    The lock lasts as long as any process has the descriptor: children that got it hold on when the command dies.
 
     Raises:
         UsageError: another command runs in this folder.
     """
-    with (folder / ".run.lock").open("w") as lock:
+    with (folder / f".{by}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"another command is running in {str(folder)!r}"
-            raise UsageError(message, hint="wait for it, or name another folder with --out") from None
-        yield
+            message = f"another {by} is going on in {str(folder)!r}"
+            raise UsageError(message, hint="wait for its end, or name another folder with --out") from None
+        yield lock.fileno()
 
 
 def _refuse_another_config(folder: Path, config: RunConfig) -> None:

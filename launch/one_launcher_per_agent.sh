@@ -3,49 +3,70 @@
 #
 #   launch/one_launcher_per_agent.sh CONFIG [OUT]
 #
-# Starts a coordinator and all agents on this machine and waits for them. On several machines start the coordinator once
-# and, on each machine, the last command of this script for the agents that live there.
+# Starts a coordinator and all agents on this machine and waits for them. Ctrl-C once: all agents stop after the same
+# round; twice: now. On several machines start the coordinator once and, on each machine, the command in `start_agent`
+# for the agents that live there.
 set -euo pipefail
+# Every job in a process group of its own: Ctrl-C then reaches this script alone, which decides what it means.
+set -m
 config=${1:?usage: launch/one_launcher_per_agent.sh CONFIG [OUT]}
 python=${PYTHON:-python3}
 agents=$("$python" -c 'import sys; from pathlib import Path; from dimat.config import load_config; print(load_config(Path(sys.argv[1])).agents)' "$config")
 out=${2:-runs/$(basename "$config" .yaml)}
-
-pids=()
-# Whatever ends this script ends what it started, and nothing else.
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
-
-# The coordinator makes the run folder; what it says before that goes beside it.
+# The coordinator makes the run folder; what is said before that goes beside it.
 logs=$out.logs
 mkdir -p "$logs"
+
+pids=()
+interrupts=0
+on_signal() {
+    interrupts=$((interrupts + 1))
+    if [ "$interrupts" = 1 ] && [ -n "${coordinator:-}" ]; then
+        kill -INT "$coordinator" 2>/dev/null || true # it names a last round
+    else
+        kill "${pids[@]}" 2>/dev/null || true
+    fi
+}
+trap on_signal INT TERM
+# Whatever else ends this script ends what it started, and nothing else.
+trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
+
+# A trapped signal ends `wait` early; wait on until the process itself has ended.
+await() {
+    local code=0
+    while true; do
+        if wait "$1"; then code=0; else code=$?; fi
+        kill -0 "$1" 2>/dev/null || return "$code"
+    done
+}
+
+start_agent() {
+    "$python" -m torch.distributed.run --standalone --nproc-per-node 1 --shutdown-timeout 90 \
+        -m dimat agent "$config" --out "$out" --id "$1" --coordinator "$address" >"$logs/agent-$1.log" 2>&1 &
+    pids+=($!)
+}
+
 "$python" -m dimat coordinator "$config" --out "$out" >"$logs/coordinator.log" 2>&1 &
 coordinator=$!
 pids+=("$coordinator")
 address=
 while [ -z "$address" ]; do
     kill -0 "$coordinator" || { cat "$logs/coordinator.log" >&2; exit 1; }
-    address=$("$python" - "$out/processes.json" "$coordinator" <<'PYTHON'
-import json, pathlib, sys
-path = pathlib.Path(sys.argv[1])
-entries = json.loads(path.read_text()) if path.exists() else []
-print(next((entry["address"] for entry in entries if entry["pid"] == int(sys.argv[2])), ""))
-PYTHON
-    )
+    address=$(sed -n 's/^the coordinator of .* listens on //p' "$logs/coordinator.log")
     sleep 0.1
 done
 
-workers=()
 for ((agent = 0; agent < agents; agent++)); do
-    "$python" -m torch.distributed.run --standalone --nproc-per-node 1 --shutdown-timeout 90 \
-        -m dimat agent "$config" --out "$out" --id "$agent" --coordinator "$address" >"$logs/agent-$agent.log" 2>&1 &
-    workers+=($!)
-    pids+=($!)
+    start_agent "$agent"
 done
 
 failed=0
-for worker in "${workers[@]}"; do
-    wait "$worker" || failed=1
+for worker in "${pids[@]:1}"; do
+    await "$worker" || failed=1
 done
-wait "$coordinator" || failed=1
+code=0
+await "$coordinator" || code=$?
 trap - EXIT
+# The coordinator knows how the run ended: 0, 1, 3 or 130.
+[ "$code" != 0 ] && exit "$code"
 exit "$failed"

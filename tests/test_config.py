@@ -109,3 +109,17 @@ def test_the_documented_config_is_the_default() -> None:
     default = RunConfig()
     assert parsed.model_copy(update={"topology": default.topology}) == default
     assert default.topology.mixing is None, "left open: metropolis, or uniform when the graph is directed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["merge.basis=adopt", "init=checkpoints"], "use merge.basis 'agree'"),
+        (["merge.final=complete", "stop.patience=3"], "take one or the other"),
+        (["exchange.timeout_s=.inf"], "finite"),
+        (["train.lr=.nan"], "train.lr"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, settings)

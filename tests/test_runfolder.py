@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,9 @@ def test_fresh_forgets_what_was_there(tmp_path: Path) -> None:
 
 def test_a_second_command_is_refused_while_the_first_one_runs(tmp_path: Path) -> None:
     folder = prepare(CONFIG, tmp_path / "run")
-    with held(folder), pytest.raises(UsageError, match="another command is running"), held(folder):
+    with held(folder), pytest.raises(UsageError, match="another run is going on"), held(folder):
         pass
-    with held(folder), pytest.raises(UsageError, match="another command is running"):
+    with held(folder), pytest.raises(UsageError, match="another run is going on"):
         prepare(CONFIG, folder, fresh=True)
     with held(folder):
         pass
@@ -66,3 +68,23 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UsageError, match="is a file, expected a folder"):
         prepare(CONFIG, tmp_path / "run")
+
+
+def test_agents_that_make_the_folder_at_the_same_moment_do_not_disturb_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.yaml.123.partial").write_text("half a")  # somebody else is just writing it
+    assert prepare(CONFIG, folder) == folder
+
+
+def test_a_child_that_has_the_lock_keeps_the_folder(tmp_path: Path) -> None:
+    folder = prepare(CONFIG, tmp_path / "run")
+    with held(folder) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    try:
+        with pytest.raises(UsageError, match="another run is going on"), held(folder):
+            pass
+    finally:
+        child.communicate(b"\n")
+    with held(folder):
+        pass

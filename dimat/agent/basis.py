@@ -114,14 +114,33 @@ def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[St
     """The parent's basis, or the lowest live neighbour's when the parent is dead; None for the root, or all alone."""
     _, parents = agent.topology.tree()
     if agent.id not in parents:
-        return None
+        return None  # the root: the others come to it
     parent = parents[agent.id]
-    with clock("wait"):
-        ready = yield Wait("published", (parent,), "basis", number, agent.config.exchange.timeout_s)
-        if not ready:
-            others = tuple(peer for peer in agent.topology.neighbours(agent.id) if peer != parent)
-            ready = yield Wait("published", others, "basis", number, timeout_s=1.0)
-    for peer in sorted(ready):
+    # A parent may itself wait a whole deadline for its own: who is deeper in the tree has more patience.
+    patience_s = agent.config.exchange.timeout_s * _depth(agent.id, parents)
+    others = tuple(peer for peer in agent.topology.neighbours(agent.id) if peer != parent)
+    for peers, timeout_s in (((parent,), patience_s), (others, 1.0)):
+        with clock("wait"):
+            ready = yield Wait("published", peers, "basis", number, timeout_s)
+        basis = _fetch_basis(agent, sorted(ready), number, clock)
+        if basis is not None:
+            return basis
+    log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
+    return None
+
+
+def _depth(agent: int, parents: Mapping[int, int]) -> int:
+    """Edges between an agent and the root of the tree.
+
+    >>> _depth(3, {1: 0, 3: 1})
+    2
+    """
+    return 0 if agent not in parents else 1 + _depth(parents[agent], parents)
+
+
+def _fetch_basis(agent: Agent, peers: list[int], number: int, clock: PhaseClock) -> StateDict | None:
+    """The first basis of `peers` that arrives whole."""
+    for peer in peers:
         with clock("gather"):
             fetches = (agent.fetch_from(peer, "basis", number),)
             answer = agent.transport.gather(fetches, timeout_s=agent.config.exchange.timeout_s)[peer]

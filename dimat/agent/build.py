@@ -100,7 +100,7 @@ def build_agent(
         start=capture(loader),
         spare=copy.deepcopy(model) if aligns else None,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
-        basis_settled=config.init == "same" or config.merge.align == "none",
+        basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
     )
 
 

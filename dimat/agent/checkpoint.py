@@ -57,7 +57,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     }
     write_atomically(folder / f"{checkpoint.round}.safetensors", save(tensors))
     write_atomically(folder / f"{checkpoint.round}.json", json.dumps(record).encode())
-    for old in rounds_held(folder)[:-keep]:
+    _delete(folder, rounds_held(folder)[:-keep])
+
+
+def drop_checkpoints_after(folder: Path, round: int) -> None:
+    """Delete the checkpoints of all rounds after `round`."""
+    _delete(folder, [held for held in rounds_held(folder) if held > round])
+
+
+def _delete(folder: Path, rounds: list[int]) -> None:
+    for old in rounds:
         # The JSON goes first: half a checkpoint must never look whole.
         (folder / f"{old}.json").unlink(missing_ok=True)
         (folder / f"{old}.safetensors").unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         else:
             payloads[peer] = answer
 
-    if payloads and agent.mutual:
+    if payloads and agent.mutual(number):
         with clock("wait"):
             left = max(1.0, end - time.monotonic())
             agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)

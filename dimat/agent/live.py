@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.errors import SchemaError
 from dimat.messages import Directive, Join, Schema, View
@@ -33,7 +36,8 @@ def check_neighbours(agent: Agent, timeout_s: float) -> None:
         SchemaError: one differs; the message names the first tensor, both shapes, both agents.
         PeerUnavailable: one does not answer.
     """
-    for peer in agent.topology.neighbours(agent.id):
+    topology = agent.topology
+    for peer in sorted({peer for round in topology.window() for peer in topology.neighbours(agent.id, round)}):
         refuse_difference(agent.id, agent.schema, peer, agent.transport.describe(peer, timeout_s).schema)
 
 
@@ -57,9 +61,11 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     for number in range(view.start_round + 1, (rounds if view.stop_after is None else view.stop_after) + 1):
         if number - HISTORY > view.start_round:  # what an earlier life published is not held any more
             yield from _readers_have(agent, number - HISTORY)
-        report = yield from run_round(agent, number)
+        report, clock = (yield from run_round(agent, number)), PhaseClock(agent.status)
         # The checkpoint first: what the coordinator knows of can be continued from.
-        agent.save(number)
+        with clock("checkpoint"):
+            agent.save(number)
+        report = replace(report, seconds={**report.seconds, **clock.seconds})
         append_metrics(metrics, report)
         directive, last = control.report(report), number
         if directive.stop_after is not None and number >= directive.stop_after:
@@ -74,7 +80,7 @@ def _readers_have(agent: Agent, number: int) -> Steps[None]:
 
     Where reading is mutual the acknowledgements of `gather` have seen to that already.
     """
-    if number < 1 or number % agent.config.merge.every or agent.mutual:
+    if number < 1 or not agent.merges(number) or agent.mutual(number):
         return
     readers = tuple(agent.topology.readers(agent.id, number - 1))
     if readers:

@@ -19,7 +19,7 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted
-from dimat.messages import Directive, Schema, View
+from dimat.messages import Schema, View
 from dimat.runfolder import register_process
 from dimat.transport.base import Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport
@@ -37,8 +37,8 @@ def run_agent(
     bind: str = "127.0.0.1",
     advertise: str | None = None,
     insecure: bool = False,
-) -> Directive:
-    """Be agent `agent_id` until the run ends; returns the coordinator's last word.
+) -> bool:
+    """Be agent `agent_id` until the run ends; returns whether the user asked this process to stop.
 
     Args:
         config: the run's config, the same for all agents.
@@ -72,7 +72,8 @@ def run_agent(
         pulse.start()
         agent.transport.connect(_addresses(view, agent, address, directory))
         check_neighbours(agent, config.exchange.timeout_s)
-        return drive(run_rounds(agent, view, control), partial(_wait, agent))
+        drive(run_rounds(agent, view, control), partial(_wait, agent))
+        return agent.status.stop_asked
     except DimatError as failure:
         error = str(failure)
         raise

@@ -47,7 +47,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         )
     with clock("evaluate"):
         before = agent.task.evaluate(agent.model)
-    if number % config.merge.every:
+    if not agent.merges(number):
         return _report(agent, number, clock, loss, before)
 
     moved: Mapping[str, float] = {}

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from dimat.agent.checkpoint import Checkpoint, load_checkpoint, rounds_held, save_checkpoint
+from dimat.agent.checkpoint import (
+    Checkpoint,
+    drop_checkpoints_after,
+    load_checkpoint,
+    rounds_held,
+    save_checkpoint,
+)
 from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.status import Status
 from dimat.align import PermutationSpec
@@ -58,17 +64,24 @@ class Agent:
         """The folder of this agent's own checkpoints."""
         return self.folder / "checkpoints" / str(self.id)
 
-    @property
-    def mutual(self) -> bool:
-        """Whether whoever reads also is read, in every round: then both ends of an edge can agree to drop it."""
-        return self.topology.static and not self.topology.graph().is_directed()
+    def merges(self, round: int) -> bool:
+        """Whether models are exchanged in `round`."""
+        return round % self.config.merge.every == 0 or self.is_final_merge(round)
+
+    def is_final_merge(self, round: int) -> bool:
+        """Whether `round` ends with the one merge over the complete graph."""
+        return self.config.merge.final == "complete" and round == self.config.rounds
+
+    def mutual(self, round: int) -> bool:
+        """Whether whoever reads also is read in `round`: then both ends of an edge can agree to drop it."""
+        return self.is_final_merge(round) or not self.topology.graph(round - 1).is_directed()
 
     def row(self, round: int) -> dict[int, float]:
         """The agent's row of the mixing matrix in `round`: weights by agent, self included.
 
         Rounds count from one, those of a topology from zero.
         """
-        if self.config.merge.final == "complete" and round == self.config.rounds:
+        if self.is_final_merge(round):
             return dict.fromkeys(range(self.config.agents), 1.0 / self.config.agents)
         return self.topology.weights(self.id, round - 1)
 
@@ -97,10 +110,14 @@ class Agent:
             randomness=capture(self.loader),
             basis_settled=self.basis_settled,
         )
-        save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter + 2)
+        save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter * self.config.merge.every + 2)
 
     def resume(self, round: int) -> None:
-        """Become the agent that it was after `round`; 0 is the start of the run."""
+        """Become the agent that it was after `round`; 0 is the start of the run.
+
+        Later checkpoints belong to a life that is over: left there, they would outlive those that are written next.
+        """
+        drop_checkpoints_after(self.checkpoints, round)
         if round == 0:
             restore(self.start, self.loader)
             return

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 from dimat.config import RunConfig, load_config
-from dimat.errors import UsageError
+from dimat.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UsageError
 from dimat.launch import commands
 from dimat.launch.children import Child
 
@@ -24,8 +27,9 @@ def agent_command(
     bind: str,
     advertise: str | None,
     insecure: bool,
-) -> None:
-    """Find out who this agent is and where the coordinator listens, then be that agent."""
+    format: str,
+) -> int:
+    """Find out who this agent is and where the coordinator listens, then be that agent; returns the exit code."""
     config = load_config(config_path, settings)
     agent_id = identity(config, id, os.environ)
     from dimat.agent.directory import StoreDirectory, under_torchrun
@@ -41,22 +45,24 @@ def agent_command(
 
     from dimat.agent.process import run_agent
     from dimat.runfolder import prepare
+    from dimat.transport.grpc import await_coordinator
 
+    if coordinator is not None:
+        await_coordinator(coordinator, config.exchange.timeout_s)  # before anything is written
     folder = prepare(config, out)
     directory = StoreDirectory(timeout_s=config.exchange.timeout_s) if shared else None
-    companion = None
-    if directory is not None:
-        directory.start()
-        if coordinator is None and os.environ["RANK"] == "0":
-            companion = Companion(folder, bind, insecure)
-            directory.register("coordinator", companion.start())
-        coordinator = coordinator or directory.lookup("coordinator")
-    assert coordinator is not None
-
-    # `record` hands the traceback of a failed worker to torchrun, which prints the first one.
-    main = record(run_agent)
+    companion = Companion(folder, bind, insecure)
+    # torchrun ends workers by SIGTERM; until the agent listens to signals itself, it must still clean up after itself.
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        main(
+        if directory is not None:
+            directory.start()
+            if coordinator is None and os.environ["RANK"] == "0":
+                directory.register("coordinator", companion.start())
+            coordinator = coordinator or directory.lookup("coordinator")
+        assert coordinator is not None
+        # `record` hands the traceback of a failed worker to torchrun, which prints the first one.
+        asked_to_stop = record(run_agent)(
             config,
             agent_id,
             folder,
@@ -67,8 +73,16 @@ def agent_command(
             insecure=insecure,
         )
     finally:
-        if companion is not None:
-            companion.close()
+        companion.close()
+    if format == "json":
+        print(json.dumps({"agent": agent_id, "run": str(folder), "interrupted": asked_to_stop}))
+    # To torchrun an agent that left in order is a success, whoever asked it to.
+    return EXIT_INTERRUPTED if asked_to_stop and not under_torchrun() else EXIT_DONE
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Interrupted(f"{signal.Signals(number).name} before the agent had joined")
 
 
 def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) -> int:

@@ -134,6 +134,7 @@ def agent(
     ] = "127.0.0.1",
     advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that others dial.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -147,7 +148,10 @@ def agent(
     set_up_logging(max(verbose, 1), quiet)
     from dimat.cli.agent import agent_command
 
-    agent_command(config, id, coordinator, overrides(settings, seed), out, bind, advertise, insecure)
+    code = agent_command(
+        config, id, coordinator, overrides(settings, seed), out, bind, advertise, insecure, format.value
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -219,6 +223,7 @@ def methods(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Becomes NAME.py and NAME.yaml in this folder.")],
+    format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -232,6 +237,9 @@ def new(
     from dimat.cli.new import new_task, next_commands
 
     module, written = new_task(name)
+    if format is Format.json:
+        typer.echo(f'{{"task": "{module}", "config": "{written}"}}')
+        return
     typer.echo(f"wrote {module} and {written}; next:")
     for command in next_commands(module, written):
         typer.echo(f"  {command}")

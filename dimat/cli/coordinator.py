@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dimat.config import load_config
 from dimat.coordinator.service import run_coordinator
-from dimat.runfolder import prepare, register_process
+from dimat.runfolder import held, prepare, register_process
 from dimat.topology import load_topology
 from dimat.transport.grpc.server import check_exposure, probe
 
@@ -43,16 +43,17 @@ def coordinator_command(
         else:
             print(json.dumps({"address": address, "run": str(folder)}), flush=True)
 
-    outcome = run_coordinator(
-        resolved,
-        folder,
-        topology.diameter,
-        host=host,
-        port=port,
-        advertise=advertise,
-        insecure=insecure,
-        on_address=tell,
-    )
+    with held(folder, by="coordinator"):
+        outcome = run_coordinator(
+            resolved,
+            folder,
+            topology.diameter,
+            host=host,
+            port=port,
+            advertise=advertise,
+            insecure=insecure,
+            on_address=tell,
+        )
     ended = {"kind": outcome.kind, "reason": outcome.reason, "round": outcome.round, "exit_code": outcome.exit_code}
     if format == "text":
         print(f"the run is over: {outcome.reason}", file=sys.stderr)

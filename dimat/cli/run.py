@@ -14,7 +14,8 @@ from dimat.messages import View
 if TYPE_CHECKING:
     from dimat.cli.live import LiveView
 
-Runner = Callable[[RunConfig, Path, Callable[[View], None]], None]
+Runner = Callable[[RunConfig, Path, Callable[[View], None], int], None]
+"""Runs a config in a folder, tells of every view, and hands the folder's lock to whatever it starts."""
 
 
 def run_command(
@@ -29,10 +30,10 @@ def run_command(
 ) -> int:
     """A coordinator and agents as processes of this machine; returns the exit code."""
 
-    def runner(loaded: RunConfig, folder: Path, on_view: Callable[[View], None]) -> None:
+    def runner(loaded: RunConfig, folder: Path, on_view: Callable[[View], None], lock: int) -> None:
         from dimat.launch.local import LocalRun
 
-        LocalRun(loaded, folder, "per-agent" if shape == "per-agent" else "together", on_view).run()
+        LocalRun(loaded, folder, "per-agent" if shape == "per-agent" else "together", on_view, lock).run()
 
     return _carry_out(runner, config, settings, out, fresh, format, verbose, quiet)
 
@@ -42,7 +43,8 @@ def simulate_command(
 ) -> int:
     """All agents in this process; returns the exit code."""
 
-    def runner(loaded: RunConfig, folder: Path, on_view: Callable[[View], None]) -> None:
+    def runner(loaded: RunConfig, folder: Path, on_view: Callable[[View], None], lock: int) -> None:
+        del lock  # everything happens in this process, which has it
         from dimat.simulate import simulate
 
         simulate(loaded, folder, on_view)
@@ -70,9 +72,9 @@ def _carry_out(
     from dimat.runfolder import held, prepare
 
     folder = prepare(config, out, fresh=fresh)
-    with held(folder):
+    with held(folder) as lock:
         if not is_over(folder):
-            _follow(runner, config, folder, LiveView(config, quiet=quiet, verbose=verbose))
+            _follow(runner, config, folder, LiveView(config, quiet=quiet, verbose=verbose), lock)
         page = write_report(folder)
     record = load_record(folder)
     print_result(summary(record), page, format)
@@ -90,13 +92,13 @@ def is_over(folder: Path) -> bool:
     return outcome is not None and outcome.kind in ("rounds", "target", "plateau")
 
 
-def _follow(runner: Runner, config: RunConfig, folder: Path, live: LiveView) -> None:
+def _follow(runner: Runner, config: RunConfig, folder: Path, live: LiveView, lock: int) -> None:
     """Run, showing how it goes; what was done before a failure still gets its report."""
     from dimat.report import write_report
 
     live.start()
     try:
-        runner(config, folder, live.update)
+        runner(config, folder, live.update, lock)
     except DimatError:
         with suppress(DimatError, OSError):
             write_report(folder)

@@ -14,7 +14,7 @@ class Options:
     Attributes:
         num_agents: n; the agents are 0..n-1.
         rounds: the last round when nothing stops the run before.
-        diameter: of the topology, in hops; how far the fastest agent can be ahead of the slowest depends on it.
+        diameter: rounds that the fastest agent can be ahead: the topology's hops times the rounds per merge.
         target_accuracy: mean accuracy after the merge at which the run has done its work.
         patience: rounds without a better mean accuracy after which it stops.
         lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
@@ -40,7 +40,8 @@ class Options:
         return cls(
             num_agents=config.agents,
             rounds=config.rounds,
-            diameter=diameter,
+            # Agents meet only in merges: between two of them everybody runs ahead for `every` rounds.
+            diameter=diameter * merge.every,
             target_accuracy=config.stop.target_accuracy,
             patience=config.stop.patience,
             lease_s=lease_s,

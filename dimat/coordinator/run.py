@@ -191,6 +191,8 @@ def _complete_round(now: float, run: Run, options: Options) -> Step | None:
     round, reports = run.next_round, run.pending.get(run.next_round, {})
     if any(membership.may_report(now, seat, round, options) for seat in run.group.seats if seat.agent not in reports):
         return None
+    if any(seat.presumed for seat in run.group.in_state("running")):
+        return None  # after a restart: how far the others are is not known before each was heard
     if not reports:
         # Nobody left can report it any more: go on to the next one that somebody has.
         return (replace(run, next_round=round + 1), ()) if any(later > round for later in run.pending) else None

@@ -17,15 +17,29 @@ from dimat.runfolder import processes
 
 
 class Child:
-    """One process that was started here; only this one is ever signalled."""
+    """One process that was started here.
+
+    Args:
+        name: what to call it in messages.
+        command: the program and its arguments.
+        log: the file that its output is appended to.
+        environment: variables on top of this process's own.
+        keeps: file descriptors that it inherits, such as a lock that shall last as long as it does.
+    """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        keeps: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
         self._environment = {**os.environ, **(environment or {})}
+        self._keeps = tuple(keeps)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -42,6 +56,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,
+                pass_fds=self._keeps,
             )
 
     def start_and_ask(self, folder: Path, timeout_s: float = 30.0) -> str:
@@ -50,11 +65,13 @@ class Child:
         Raises:
             DimatError: it ended instead, or took longer than `timeout_s` seconds.
         """
+        started = time.time()
         self.start()
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            for entry in reversed(processes(folder)):
-                if entry["pid"] == self.pid:
+            for entry in processes(folder):
+                # Process ids come back: an entry of an earlier life is not this one's.
+                if entry["pid"] == self.pid and entry["time"] >= started:
                     return str(entry["address"])
             if self.poll() is not None:
                 raise self.failure()

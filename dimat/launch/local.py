@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +37,19 @@ MAX_COORDINATOR_RESTARTS = 10
 class LocalRun:
     """The processes of one run. `run()` starts them, waits for their end and leaves none behind."""
 
-    def __init__(self, config: RunConfig, folder: Path, shape: Shape, on_view: Callable[[View], None]) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, shape: Shape, on_view: Callable[[View], None], lock: int
+    ) -> None:
         self._config = config
         self._folder = folder
         self._shape = shape
         self._on_view = on_view
-        self._coordinator = Child("coordinator", commands.coordinator(folder), folder / "logs" / "coordinator.log")
+        # Whoever lives on when this process is killed goes on holding the folder.
+        self._keeps = (lock,)
+        self._started = time.time()
+        self._coordinator = self._make_coordinator(port=0)
+        self._told: int | None = None
+        """The process id of the coordinator that has been told of the first interrupt."""
         self._launchers: list[Child] = []
         self._interrupts = 0
         self._forming = True
@@ -54,7 +62,8 @@ class LocalRun:
             DimatError: a part failed; its last words are in the message, the whole log is named.
             Interrupted: the user asked twice.
         """
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: signal.signal(number, self._on_signal) for number in heard}
         try:
             address = self._coordinator.start_and_ask(self._folder)
             self._start_agents(address)
@@ -74,16 +83,26 @@ class LocalRun:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def _make_coordinator(self, port: int) -> Child:
+        log_file = self._folder / "logs" / "coordinator.log"
+        return Child("coordinator", commands.coordinator(self._folder, port), log_file, keeps=self._keeps)
+
     def _start_agents(self, address: str) -> None:
         config, folder = self._config, self._folder
         logs = folder / "logs"
         environment = commands.environment(config)
         if self._shape == "together":
             everybody = commands.together(config, folder, address)
-            self._launchers = [Child("agents", everybody, logs / "agents.log", environment)]
+            self._launchers = [Child("agents", everybody, logs / "agents.log", environment, self._keeps)]
         else:
             self._launchers = [
-                Child(f"agent {n}", commands.alone(config, folder, address, n), logs / f"agent-{n}.log", environment)
+                Child(
+                    f"agent {n}",
+                    commands.alone(config, folder, address, n),
+                    logs / f"agent-{n}.log",
+                    environment,
+                    self._keeps,
+                )
                 for n in range(config.agents)
             ]
         for child in self._launchers:
@@ -98,12 +117,14 @@ class LocalRun:
                 raise Interrupted(f"stopped {when}", hint="the same command continues the run")
             if self._coordinator_died() and restarts < MAX_COORDINATOR_RESTARTS:
                 restarts += 1
+                if restarts == MAX_COORDINATOR_RESTARTS:
+                    log.error("the coordinator died %d times; the agents go on without one", restarts)
                 log.warning("the coordinator died; starting it again (%d)", restarts)
-                port = int(address.rpartition(":")[2])
-                self._coordinator = Child(
-                    "coordinator", commands.coordinator(self._folder, port), self._coordinator.log
-                )
+                self._coordinator = self._make_coordinator(port=int(address.rpartition(":")[2]))
                 self._coordinator.start()
+            if self._interrupts == 1 and self._told != self._coordinator.pid and self._coordinator_listens():
+                self._told = self._coordinator.pid
+                self._coordinator.signal(signal.SIGINT)
             self._over.wait(0.1)
         failed = [child for child in self._launchers if child.poll() != 0]
         if len(failed) == len(self._launchers) or (failed and self._shape == "together"):
@@ -114,12 +135,20 @@ class LocalRun:
     def _end_strays(self, grace_s: float) -> None:
         """End agents of this run whose launcher died before them; they are known by what they registered."""
         strays = []
-        for entry in processes(self._folder):
+        mine = [entry for entry in processes(self._folder) if entry["time"] >= self._started]
+        for entry in mine:
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process = psutil.Process(entry["pid"])
                 if str(self._folder) in process.cmdline():  # the id may belong to somebody else by now
                     strays.append(process)
         end_processes(strays, grace_s)
+
+    def _coordinator_listens(self) -> bool:
+        """Whether the coordinator of this moment is up: before, a signal would only end it."""
+        return any(
+            entry["pid"] == self._coordinator.pid and entry["time"] >= self._started
+            for entry in processes(self._folder)
+        )
 
     def _coordinator_died(self) -> bool:
         if self._coordinator.poll() is None:
@@ -139,4 +168,3 @@ class LocalRun:
             self._interrupts += 1  # nobody is in a round that would be worth finishing
         elif self._interrupts == 1:
             log.warning("stopping after a round that all agents can reach; interrupt again to stop now")
-            self._coordinator.signal(signal.SIGINT)

@@ -42,7 +42,7 @@ class Running:
 
     def can_go_on(self) -> bool:
         """Whether what it waits for is there."""
-        return not self.done and (self.wait is None or self.transport.ready(self.wait) >= set(self.wait.peers))
+        return not self.done and (self.wait is None or self.transport.settled(self.wait) >= set(self.wait.peers))
 
     def step(self, now: int) -> None:
         """Go on to the next wait, or to the end, on the agent's own random streams."""

@@ -94,6 +94,8 @@ class Transport(Protocol):
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Block until all peers have done what is waited for, or the time is over; returns those who have.
 
+        The acknowledgement of a peer that has published a later round is not waited for: it has given up on this one.
+
         `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), when it changes.
         """
 
@@ -114,7 +116,8 @@ class Control(Protocol):
         """Enter the run; returns the view once all agents have joined.
 
         Raises:
-            PeerUnavailable: no coordinator answered within `timeout_s`, or not all agents came: the message says who.
+            NoCoordinator: nobody answered within `timeout_s` seconds.
+            PeerUnavailable: not all agents came in that time; the message says who is missing.
             UsageError: the coordinator refuses this agent (an id that is not in the run, another schema) and says why.
         """
 

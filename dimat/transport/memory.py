@@ -96,11 +96,20 @@ class MemoryTransport:
         doors = ((peer, self._hub.find(peer)) for peer in wait.peers)
         return frozenset(peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) >= wait.round)
 
+    def settled(self, wait: Wait) -> frozenset[int]:
+        """Those of `wait.peers` for whom waiting is over: they have done it, or have gone on to a later round."""
+        if wait.what == "published":
+            return self.ready(wait)
+        doors = ((peer, self._hub.find(peer)) for peer in wait.peers)
+        gone_on = {peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) > wait.round}
+        return self.ready(wait) | gone_on
+
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Sleep until all peers have done what is waited for, or the time is over; returns those who have."""
-        return wait_for_peers(
-            wait, self._hub.changes, lambda: self.ready(wait), lambda peer: self._known(peer, wait), on_change
+        wait_for_peers(
+            wait, self._hub.changes, lambda: self.settled(wait), lambda peer: self._known(peer, wait), on_change
         )
+        return self.ready(wait)
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Copy from all peers into the given buffers, with every check of the network, and acknowledge."""

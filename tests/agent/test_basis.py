@@ -8,6 +8,7 @@ import torch
 from dimat.agent.basis import agree_on_basis, align_neighbours, match, permute_agent, shares_moved
 from dimat.agent.build import build_agent
 from dimat.agent.gather import realised_row
+from dimat.agent.live import _readers_have
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.train import train_locally
@@ -126,3 +127,12 @@ def test_shares_and_rows() -> None:
     row = {0: 0.5, 1: 0.25, 2: 0.25}
     assert realised_row(0, row, frozenset()) == {0: 1.0}
     assert realised_row(0, row, frozenset({1, 2})) == row
+
+
+def test_on_a_directed_graph_two_rounds_on_waits_for_the_readers() -> None:
+    directed = agent(0, "topology.graph=exponential", "agents=4")
+    steps = _readers_have(directed, 3)
+    wait = next(steps)
+    assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (1, 2), "snapshot", 3)
+    undirected = agent(0)
+    assert list(_readers_have(undirected, 3)) == []

@@ -356,3 +356,14 @@ def test_an_unknown_peer_is_named(make: Make) -> None:
         bob.describe(7, timeout_s=0.1)
     assert isinstance(fetch(bob, schema, peer=7), PeerUnavailable)
     assert bob.wait(Wait("published", (7,), "snapshot", 1, timeout_s=0.1)) == frozenset()
+
+
+def test_who_has_gone_on_to_a_later_round_is_not_waited_for(make: Make) -> None:
+    """It has given up on this one: waiting for it would make this agent late in every round that follows."""
+    schema = schema_of(state())
+    alice, bob, carol = make(schema, schema, schema)
+    alice.publish(snapshot(state(), 1))
+    fetched(carol, schema)
+    bob.publish(snapshot(state(), 2, 1))
+    # Waiting for bob to the end would outlast the test's own limit.
+    assert alice.wait(Wait("acknowledged", (1, 2), "snapshot", 1, timeout_s=3600.0)) == {2}

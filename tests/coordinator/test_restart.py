@@ -28,6 +28,9 @@ def test_views_members_rounds_and_numbers_are_restored(stage) -> None:
     run.report(1, 2, 0.8)
     assert run.coordinator.view().newest.round == 1
     run.report(2, 2, 0.8)
+    # Nothing is concluded before everybody was heard again: somebody may be rounds ahead of what it has handed in.
+    assert run.coordinator.view().newest.round == 1
+    run.beat(0, 3)
     assert (run.coordinator.view().newest.round, run.coordinator.view().newest.num_agents) == (2, 3)
 
 

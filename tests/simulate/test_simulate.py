@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dimat.agent.build import build_agent
+from dimat.agent.checkpoint import rounds_held
+from dimat.agent.preflight import check_run
+from dimat.align import PermutationSpec
 from dimat.config import RunConfig, load_config
 from dimat.coordinator import Store
-from dimat.errors import Interrupted
+from dimat.errors import AlignmentError, Interrupted
 from dimat.messages import Report, View
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
 from dimat.topology import load_topology
+from dimat.transport.memory import MemoryHub, MemoryTransport
 
 SMALL = [
     "task.model.name=mlp",
@@ -209,3 +215,89 @@ def test_an_interrupt_ends_all_agents_after_the_same_round(tmp_path: Path) -> No
     assert {round for _, round in reports(folder)} == set(range(1, outcome.round + 1))
     assert len(reports(folder)) == 4 * outcome.round
     assert bits(run(small("rounds=6"), folder), 6) == bits(whole, 6)
+
+
+def test_going_back_forgets_the_rounds_of_the_life_before(tmp_path: Path) -> None:
+    """Else a later start could mix weights of two histories."""
+    whole = run(small("rounds=8"), tmp_path / "whole")
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoints" / "2")
+
+    def stop(view: View) -> None:
+        if view.newest is not None and view.newest.round == 3:
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted):
+        run(small("rounds=8"), copy, stop)
+    held = {a: rounds_held(copy / "checkpoints" / str(a)) for a in range(4)}
+    assert all(max(rounds) <= 4 for rounds in held.values()), held
+    run(small("rounds=8"), copy)
+    assert bits(copy, 8) == bits(whole, 8)
+
+
+def test_as_many_checkpoints_are_kept_as_agents_can_be_apart(tmp_path: Path) -> None:
+    folder = run(small("rounds=9"), tmp_path / "run")
+    assert rounds_held(folder / "checkpoints" / "0") == [6, 7, 8, 9], "diameter 2, and two more"
+    folder = run(small("rounds=9", "merge.every=2"), tmp_path / "every")
+    assert rounds_held(folder / "checkpoints" / "0") == [4, 5, 6, 7, 8, 9]
+
+
+def test_the_final_merge_comes_whatever_the_period(tmp_path: Path) -> None:
+    told = reports(run(small("merge.final=complete", "merge.every=3", "merge.calibrate=none"), tmp_path / "run"))
+    assert [bool(told[0, round].weights) for round in (1, 2, 3, 4)] == [False, False, True, True]
+    assert len({told[agent, 4].sketch_after for agent in range(4)}) == 1
+
+
+def test_the_final_merge_over_a_directed_graph(tmp_path: Path) -> None:
+    told = reports(run(small("merge.final=complete", "topology.graph=exponential"), tmp_path / "run"))
+    assert not any(report.missing for report in told.values())
+    assert told[0, 4].weights == dict.fromkeys(range(4), 0.25)
+
+
+def test_adopting_needs_no_alignment(tmp_path: Path) -> None:
+    adopted = run(small("merge.basis=adopt", "merge.align=none"), tmp_path / "a")
+    plain = run(small("merge.align=none"), tmp_path / "b")
+    assert bits(adopted) != bits(plain)
+    assert bits(adopted) == bits(run(small("merge.basis=adopt"), tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["merge.calibrate=none"], ["merge.calibrate=batchnorm"]),
+        (["merge.probe=local"], ["merge.probe=shared"]),
+    ],
+)
+def test_what_an_option_says_is_done(tmp_path: Path, one: list[str], other: list[str]) -> None:
+    net = ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1", "task.partition.alpha=0.2"]
+    first, second = (run(load_config(None, [*net, *more]), tmp_path / more[0]) for more in (one, other))
+    assert bits(first, 1) != bits(second, 1)
+
+
+def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: Path) -> None:
+    """The oracle: torch's own cumulative average over the same samples."""
+    config = load_config(None, ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1"])
+    folder = run(config, tmp_path / "run")
+    agent = build_agent(config, 2, folder, "s", lambda schema: MemoryTransport(2, "s", schema, MemoryHub()))
+    agent.resume(1)
+    found = {name: value.clone() for name, value in agent.model.state_dict().items() if "running_mean" in name}
+    norms = [module for module in agent.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+        norm.train()
+    inputs = torch.cat([batch[0] for batch in agent.own_samples])
+    with torch.no_grad():
+        agent.model(inputs)
+    first = next(iter(found))
+    torch.testing.assert_close(found[first], agent.model.state_dict()[first], rtol=1e-3, atol=1e-4)
+
+
+def test_groups_that_do_not_verify_stop_the_run_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: PermutationSpec, *args: object, **kwargs: object) -> float:
+        raise AlignmentError("group fc1 changes the outputs")
+
+    monkeypatch.setattr(PermutationSpec, "verify", refuse)
+    with pytest.raises(AlignmentError, match="group fc1"):
+        check_run(small())
+    check_run(small("merge.align=none"))

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dimat.errors import PeerUnavailable, SchemaError, UsageError
+from dimat.errors import NoCoordinator, PeerUnavailable, SchemaError, UsageError
 from dimat.messages import Directive, Heartbeat, Join, Member, Report, View
 from dimat.transport.grpc import GrpcControl, serve_coordinator, watch
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
@@ -131,7 +131,7 @@ def test_who_has_not_come_is_named(control: GrpcControl) -> None:
 
 def test_a_coordinator_that_is_not_there_is_named(control: GrpcControl) -> None:
     start = time.monotonic()
-    with pytest.raises(PeerUnavailable, match=f"no coordinator at {control.address} after 1 s") as caught:
+    with pytest.raises(NoCoordinator, match=f"no coordinator at {control.address} after 1 s") as caught:
         control.join(join(), timeout_s=0.6)
     assert time.monotonic() - start > 0.5
     assert "dimat coordinator" in str(caught.value.hint)

@@ -132,6 +132,8 @@ def _consensus_title(record: RunRecord) -> str:
     first, last = ends
     if last.consensus_distance <= 1e-6 * max(first.consensus_distance, last.consensus_distance_before):
         return f"Agents are one after round {last.round}"
+    if first.consensus_distance == 0:
+        return f"Agents were one after round {first.round}, and {last.consensus_distance:.2g} apart after {last.round}"
     factor = first.consensus_distance / last.consensus_distance
     if factor >= 1:
         return f"Agents are {words.plain(factor)} times closer after round {last.round} than after round {first.round}"

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 
-from dimat.errors import DimatError, PeerUnavailable, TransportError, UsageError
+from dimat.errors import DimatError, NoCoordinator, PeerUnavailable, TransportError, UsageError
 from dimat.messages import Directive, Heartbeat, Join, Report, View
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
 from dimat.transport.memory import still_forming
@@ -41,6 +41,7 @@ class GrpcControl:
         self._lock = threading.RLock()
         self._kept: deque[Report] = deque()
         self._directive = Directive()
+        self._last_beat: Heartbeat | None = None
         self._wake = threading.Condition(self._lock)
         self._sender: threading.Thread | None = None
         self._closing_at: float | None = None
@@ -49,7 +50,8 @@ class GrpcControl:
         """Enter the run; returns the view once all agents have joined.
 
         Raises:
-            PeerUnavailable: no coordinator answered within `timeout_s`, or not all agents came; says who is missing.
+            NoCoordinator: nobody answered within `timeout_s` seconds.
+            PeerUnavailable: not all agents came in that time; says who is missing.
             UsageError: the coordinator refuses this agent and says why.
         """
         deadline = time.monotonic() + timeout_s
@@ -68,15 +70,16 @@ class GrpcControl:
                 time.sleep(max(0.0, min(self._retry_s, deadline - time.monotonic())))
         if view is not None:
             raise PeerUnavailable(still_forming(view, timeout_s))
-        raise PeerUnavailable(
+        raise NoCoordinator(
             f"no coordinator at {self.address} after {timeout_s:.0f} s",
             hint="is it running, and is this its address? `dimat coordinator CONFIG` starts one",
         )
 
     def heartbeat(self, beat: Heartbeat) -> Directive:
         """Say that one is alive; an absent coordinator is no error, and the last directive stands."""
+        self._last_beat = beat
         with contextlib.suppress(DimatError):
-            self._directive = self._line.call("Heartbeat", beat, Directive, HEARTBEAT_S)
+            self._hear(self._line.call("Heartbeat", beat, Directive, HEARTBEAT_S))
         return self._directive
 
     def report(self, report: Report) -> Directive:
@@ -116,7 +119,7 @@ class GrpcControl:
         with self._lock:
             report = self._kept[0]
         try:
-            self._directive = self._line.call("Report", report, Directive, timeout_s)
+            self._hear(self._line.call("Report", report, Directive, timeout_s))
         except UsageError as error:
             log.warning("the report of round %d was refused and is dropped: %s", report.round, error)
         except DimatError as error:
@@ -126,8 +129,17 @@ class GrpcControl:
             self._kept.popleft()
         return True
 
+    def _hear(self, directive: Directive) -> None:
+        """Take a directive over; a stop that was named stands, whatever an answer that was overtaken says."""
+        with self._lock:
+            if directive.stop_after is not None or self._directive.stop_after is None:
+                self._directive = directive
+
     def _send_kept(self) -> None:
         while True:
+            # A coordinator that comes back must know how far this agent is before it judges an old round.
+            if self._last_beat is not None:
+                self.heartbeat(self._last_beat)
             with self._lock:
                 if not self._kept:
                     self._sender = None

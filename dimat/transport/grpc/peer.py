@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from dimat.errors import PeerUnavailable, TransportError, UsageError
 from dimat.messages import Description, Payload, Schema
@@ -15,6 +16,9 @@ from dimat.transport.grpc.loop import LoopThread
 from dimat.transport.grpc.peer_service import SERVICE, PeerService
 from dimat.transport.grpc.server import GrpcServer
 from dimat.transport.store import SnapshotStore, wait_for_peers
+
+UNASKED_S = 0.5
+"""How long acknowledgements are awaited before their senders are asked how far they are."""
 
 POLL_S = 10.0
 """A held call is renewed this often, so that a neighbour that hangs is told from one that trains."""
@@ -92,13 +96,7 @@ class GrpcTransport:
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Sleep until all peers have done what is waited for, or the time is over; returns those who have."""
         if wait.what == "acknowledged":
-            return wait_for_peers(
-                wait,
-                self._store.changes,
-                lambda: self._store.readers(wait.kind, wait.round),
-                lambda peer: f"has not read {wait.kind!r} of round {wait.round}, {self._heard(peer)}",
-                on_change,
-            )
+            return self._wait_for_readers(wait, on_change)
         newest: dict[int, int] = {}
         polls = self._running().run(self._start_polls(wait, newest))
         try:
@@ -111,6 +109,36 @@ class GrpcTransport:
             )
         finally:
             self._running().run(_cancel(polls))
+
+    def _wait_for_readers(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None) -> frozenset[int]:
+        """Wait for acknowledgements, but not for those of peers that have published a later round.
+
+        They have given up on this one. Waiting for them would make this agent late for the next round, and so on
+        for ever. They are asked only when acknowledgements, which come unasked, take long.
+        """
+
+        def known(peer: int) -> str:
+            return f"has not read {wait.kind!r} of round {wait.round}, {self._heard(peer)}"
+
+        def readers() -> frozenset[int]:
+            return self._store.readers(wait.kind, wait.round)
+
+        unasked = replace(wait, timeout_s=min(wait.timeout_s, UNASKED_S))
+        came = wait_for_peers(unasked, self._store.changes, readers, known, on_change)
+        if len(came) == len(wait.peers) or wait.timeout_s <= UNASKED_S:
+            return came
+        newest: dict[int, int] = {}
+        later = replace(wait, round=wait.round + 1, timeout_s=wait.timeout_s - UNASKED_S)
+        polls = self._running().run(self._start_polls(later, newest))
+
+        def settled() -> frozenset[int]:
+            return readers() | {peer for peer in wait.peers if newest.get(peer, -1) > wait.round}
+
+        try:
+            wait_for_peers(later, self._store.changes, settled, known, on_change)
+        finally:
+            self._running().run(_cancel(polls))
+        return readers() & frozenset(wait.peers)
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Fetch from all peers at the same time and acknowledge what arrived whole; a failure is a value."""
