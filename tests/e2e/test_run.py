@@ -29,6 +29,7 @@ SMALL = [
     "train.epochs=1",
     "train.batch_size=64",
     "agents=3",
+    "topology.graph=path",
     "rounds=4",
 ]
 # Long enough to be interrupted in the middle, whatever the machine.
@@ -175,6 +176,21 @@ def test_the_coordinator_may_be_killed_and_loses_nothing(tmp_path: Path, start: 
     coordinators = [entry for entry in processes(folder) if entry["role"] == "coordinator"]
     assert len(coordinators) == 2
     assert len({entry["address"] for entry in coordinators}) == 1
+
+
+def test_an_agent_that_was_late_comes_back(tmp_path: Path, start: Start) -> None:
+    """Its neighbours go on without it; later all merge with all again."""
+    folder = tmp_path / "run"
+    settings = [*LONG, "exchange.timeout_s=3"]
+    process = start("dimat", "run", *flags(settings), "--out", str(folder))
+    wait_until(lambda: rounds_reported(folder) >= 3)
+    late = next(entry["pid"] for entry in processes(folder) if entry["role"] == "agent" and entry["id"] == 1)
+    os.kill(late, signal.SIGSTOP)
+    wait_until(lambda: any(1 in report.missing for report in reports(folder)))
+    os.kill(late, signal.SIGCONT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert not any(report.missing for report in reports(folder) if report.round > 40)
 
 
 def test_two_torchrun_nodes_finish_one_run_together(tmp_path: Path, start: Start) -> None:
