@@ -21,6 +21,7 @@ from typing import Any
 
 from dimat.config import RunConfig, load_config
 from dimat.errors import UsageError
+from dimat.files import write_atomically
 
 VERSIONED = (
     "dimat",
@@ -60,8 +61,8 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
             shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(resolved, config.to_yaml())
-        write_text(folder / "environment.json", json.dumps(environment(config), indent=2) + "\n")
+        write_atomically(resolved, config.to_yaml())
+        write_atomically(folder / "environment.json", json.dumps(environment(config), indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"the run folder {str(folder)!r} cannot be written: {error.strerror}") from None
     return folder
@@ -136,7 +137,7 @@ def register_process(folder: Path, role: str, id: int | None, address: str) -> N
         fcntl.flock(lock, fcntl.LOCK_EX)
         entries = json.loads(path.read_text()) if path.is_file() else []
         entries.append({"role": role, "id": id, "pid": os.getpid(), "address": address, "time": time.time()})
-        write_text(path, json.dumps(entries, indent=1) + "\n")
+        write_atomically(path, json.dumps(entries, indent=1) + "\n")
 
 
 def processes(folder: Path) -> list[dict[str, Any]]:
@@ -144,13 +145,3 @@ def processes(folder: Path) -> list[dict[str, Any]]:
     path = folder / "processes.json"
     entries: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     return entries
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, fsync, rename; agents of one machine may write the same file at the same moment."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -9,7 +9,6 @@ The JSON is written last and names the round complete; both are written beside, 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from dimat.agent.randomness import Randomness
 from dimat.errors import DimatError
+from dimat.files import write_atomically
 
 FORMAT = 1
 
@@ -112,13 +112,3 @@ def rounds_held(folder: Path) -> list[int]:
         for path in folder.glob("*.json")
         if path.stem.isdigit() and path.with_suffix(".safetensors").is_file()
     )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename: readers see the old file or the new one, also after a power cut."""
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

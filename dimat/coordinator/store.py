@@ -32,6 +32,7 @@ from dimat.coordinator.rows import (
     summary_of,
 )
 from dimat.errors import DimatError, UsageError
+from dimat.files import write_atomically
 from dimat.messages import Join, Member, Report, RoundSummary
 
 FILE_NAME = "coordinator.sqlite"
@@ -130,9 +131,7 @@ class Store:
 
     def _rewrite_log(self) -> None:
         log = self.path.with_name("events.jsonl")
-        beside = log.with_name(f".{log.name}.partial")
-        beside.write_text("".join(_line(event) for event in self.events()), encoding="utf-8")
-        beside.replace(log)
+        write_atomically(log, "".join(_line(event) for event in self.events()))
         self._log = log.open("a", encoding="utf-8")
 
     def close(self) -> None:

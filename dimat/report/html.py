@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from dimat.coordinator.store import Event
+from dimat.files import write_atomically
 from dimat.report import numbers, words
 from dimat.report.figures import FIGURES
 from dimat.report.record import RunRecord, find_run, load_record
@@ -49,9 +49,9 @@ def write_report(run_folder: Path) -> Path:
     record = load_record(folder)
     drawn = draw_all(record)
     for name, image in drawn.items():
-        _write(folder / "figures" / f"{name}.png", image)
+        write_atomically(folder / "figures" / f"{name}.png", image)
     page = folder / "report.html"
-    _write(page, render(record, drawn).encode())
+    write_atomically(page, render(record, drawn).encode())
     return page
 
 
@@ -149,10 +149,3 @@ def _when(event: Event) -> str:
 
 def _data_url(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from dimat.files import write_atomically
 from dimat.messages import Report
 
 
@@ -32,9 +33,7 @@ def drop_rounds_after(path: Path, round: int) -> None:
     if not path.is_file():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _round_of(line) <= round]
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 def _round_of(line: str) -> float:
