@@ -26,6 +26,9 @@ from dimat.transport.grpc import GrpcControl, GrpcTransport
 
 log = logging.getLogger(__name__)
 
+FORMING_TIMEOUT_S = 600.0
+"""How long an agent waits for the others to join: as long as torchrun waits for its nodes. Machines start slowly."""
+
 
 def run_agent(
     config: RunConfig,
@@ -68,7 +71,7 @@ def run_agent(
     pulse = Pulse(agent_id, session, agent.status, control)
     error = ""
     try:
-        view = control.join(introduction(agent, address), timeout_s=config.exchange.timeout_s)
+        view = control.join(introduction(agent, address), timeout_s=FORMING_TIMEOUT_S)
         pulse.start()
         agent.transport.connect(_addresses(view, agent, address, directory))
         check_neighbours(agent, config.exchange.timeout_s)

@@ -50,7 +50,7 @@ def agent_command(
     if coordinator is not None:
         await_coordinator(coordinator, config.exchange.timeout_s)  # before anything is written
     folder = prepare(config, out)
-    directory = StoreDirectory(timeout_s=config.exchange.timeout_s) if shared else None
+    directory = StoreDirectory(timeout_s=max(60.0, config.exchange.timeout_s)) if shared else None
     companion = Companion(folder, bind, insecure)
     # torchrun ends workers by SIGTERM; until the agent listens to signals itself, it must still clean up after itself.
     signal.signal(signal.SIGTERM, _leave)
