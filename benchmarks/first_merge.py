@@ -111,9 +111,11 @@ def main() -> int:
     print()
     for check, holds in checks.items():
         print(f"{'holds ' if holds else 'FAILS '} {check}")
+    if arguments.smoke:
+        return 0  # a smoke test claims nothing and leaves the figures alone
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"seeds": seeds, "rounds": rounds, "table": table, "checks": checks}, indent=1))
-    return 0 if arguments.smoke or all(checks.values()) else 1
+    return 0 if all(checks.values()) else 1
 
 
 if __name__ == "__main__":

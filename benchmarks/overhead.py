@@ -81,9 +81,11 @@ def main() -> int:
         print(f"{round_:<7}" + "".join(f"{means[phase]:10.3f}" for phase in phases) + f"{share:10.1%}")
     holds = all(row["share"] <= LIMIT for row in table.values())
     print(f"{'holds ' if holds else 'FAILS '} merging takes at most {LIMIT:.0%} of every round (without waiting)")
+    if arguments.smoke:
+        return 0  # a smoke test claims nothing and leaves the figures alone
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"limit": LIMIT, "samples_per_agent": per_agent, "rounds": table}, indent=1))
-    return 0 if arguments.smoke or holds else 1
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

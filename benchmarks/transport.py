@@ -34,6 +34,7 @@ from dimat.transport.grpc import GrpcTransport
 from dimat.transport.grpc.loop import LoopThread
 
 MB = 1_000_000
+MIN_RATIO = 0.6
 MESSAGE_BYTES = 2 << 20
 RESULTS = Path(__file__).parent / "results" / "transport.json"
 METHOD = "/bare.Bytes/Stream"
@@ -219,7 +220,7 @@ def measure(num_bytes: int, num_runs: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="8 MB only, two runs, no file unless --out is given")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes (default {RESULTS.name} beside this script)")
@@ -231,7 +232,7 @@ def main() -> None:
         return
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
-        return
+        return 0
     rows = []
     print(f"{'payload':>10} {'ours':>10} {'bare aio':>10} {'bare sync':>10} {'ratio':>6} {'extra peak':>11}")
     for num_bytes, num_runs in [(8 * MB, 2)] if arguments.smoke else [(100 * MB, 5), (1000 * MB, 5)]:
@@ -256,7 +257,26 @@ def main() -> None:
             "grpcio": grpc.__version__,
         }
         out.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
+    return 0 if arguments.smoke else check(rows)
+
+
+def check(rows: list[dict[str, float]]) -> int:
+    """Say which claims hold; 1 when one does not."""
+    failed = 0
+    for row in rows:
+        size, extra = row["payload_bytes"], row["extra_peak_bytes"]
+        most = 1.25 * size if size > 500 * MB else size + 64 * MB
+        for claim, holds in (
+            (
+                f"{size / MB:.0f} MB: {row['ratio']:.2f} of the bare stream's rate, at least {MIN_RATIO}",
+                row["ratio"] >= MIN_RATIO,
+            ),
+            (f"{size / MB:.0f} MB: {extra / MB:.0f} MB of extra memory, at most {most / MB:.0f} MB", extra <= most),
+        ):
+            print(f"{'holds ' if holds else 'FAILS '} {claim}")
+            failed += not holds
+    return min(failed, 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

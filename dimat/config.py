@@ -38,6 +38,8 @@ class PartitionConfig(Part):
     def _column_is_named(self) -> Self:
         if self.scheme == "column" and not self.column:
             raise ValueError("scheme 'column' needs the array's name: partition.column")
+        if self.column and self.scheme != "column":
+            raise ValueError(f"column {self.column!r} is used by scheme 'column' only, and scheme is {self.scheme!r}")
         return self
 
 

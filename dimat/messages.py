@@ -86,19 +86,24 @@ class Schema:
         """
         for mine, theirs in zip(self.tensors, other.tensors, strict=False):
             if mine.name != theirs.name:
-                return f"the tensor here is {mine.name!r} where there it is {theirs.name!r}"
+                return f"the tensor here is {_short(mine.name)} where there it is {_short(theirs.name)}"
             if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
                 return (
-                    f"tensor {mine.name!r} is {mine.dtype} {list(mine.shape)} here "
-                    f"and {theirs.dtype} {list(theirs.shape)} there"
+                    f"tensor {_short(mine.name)} is {mine.dtype} {list(mine.shape[:8])} here "
+                    f"and {theirs.dtype[:20]} {list(theirs.shape[:8])} there"
                 )
         if len(self.tensors) != len(other.tensors):
             longer, where = (self, "here") if len(self.tensors) > len(other.tensors) else (other, "there")
             extra = longer.tensors[min(len(self.tensors), len(other.tensors))]
-            return f"tensor {extra.name!r} {list(extra.shape)} exists only {where}"
+            return f"tensor {_short(extra.name)} {list(extra.shape[:8])} exists only {where}"
         if self.groups != other.groups:
             return "the tensors are alike but the permutation groups differ: the forward functions are not the same"
         return None
+
+
+def _short(name: str) -> str:
+    """A name as it may stand in a message: what a peer calls its tensors must not fill anybody's log."""
+    return repr(name if len(name) <= 120 else f"{name[:100]}... ({len(name)} characters)")
 
 
 @dataclass(frozen=True, slots=True)

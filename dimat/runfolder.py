@@ -62,7 +62,8 @@ def prepare(config: RunConfig, out: Path | None, *, fresh: bool = False) -> Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(resolved, config.to_yaml())
-        write_atomically(folder / "environment.json", json.dumps(environment(config), indent=2) + "\n")
+        if not (folder / "environment.json").is_file():  # of the start; what continues a run does not rewrite it
+            write_atomically(folder / "environment.json", json.dumps(environment(config), indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"the run folder {str(folder)!r} cannot be written: {error.strerror}") from None
     return folder

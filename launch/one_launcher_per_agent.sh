@@ -10,7 +10,9 @@ set -euo pipefail
 # Every job in a process group of its own: Ctrl-C then reaches this script alone, which decides what it means.
 set -m
 config=${1:?usage: launch/one_launcher_per_agent.sh CONFIG [OUT]}
-python=${PYTHON:-python3}
+# PYTHON, else the environment that `make` made, else what is on the path.
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
 agents=$("$python" -c 'import sys; from pathlib import Path; from dimat.config import load_config; print(load_config(Path(sys.argv[1])).agents)' "$config")
 out=${2:-runs/$(basename "$config" .yaml)}
 # The coordinator makes the run folder; what is said before that goes beside it.

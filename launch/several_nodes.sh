@@ -11,7 +11,9 @@ set -euo pipefail
 usage='usage: launch/several_nodes.sh CONFIG NODES AGENTS_PER_NODE RENDEZVOUS_HOST:PORT [OUT] [OPTIONS]'
 config=${1:?$usage} nodes=${2:?$usage} agents=${3:?$usage} endpoint=${4:?$usage} out=${5:-}
 shift $(($# < 5 ? $# : 5))
-python=${PYTHON:-python3}
+# PYTHON, else the environment that `make` made, else what is on the path.
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
 
 exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$agents" --shutdown-timeout 90 \
     --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-dimat}" \

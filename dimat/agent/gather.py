@@ -15,6 +15,9 @@ from dimat.errors import TransportError
 from dimat.snapshot.encode import decode
 from dimat.transport.base import Wait
 
+MAX_REASON = 500
+"""Characters of a reason in a report: a peer has a say in its words, and the coordinator reads small messages only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
@@ -53,7 +56,7 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     payloads = {}
     for peer, answer in sorted(answers.items()):
         if isinstance(answer, TransportError):
-            missing[peer] = str(answer)
+            missing[peer] = str(answer)[:MAX_REASON]
         else:
             payloads[peer] = answer
 

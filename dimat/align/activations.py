@@ -11,6 +11,7 @@ is bounded by the sum of group sizes squared plus the taps of one batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,8 @@ from dimat.errors import AlignmentError
 
 _TIE = 1e-9
 """Bonus of the identity that decides between equal pairings only; correlations are at least this exact in float64."""
+
+logger = logging.getLogger(__name__)
 
 
 def activation_matching(
@@ -142,6 +145,11 @@ def _solve(spec: PermutationSpec, sums: dict[str, PairSums], stickiness: float) 
         here = torch.arange(group.size)
         kept, gained = float(correlation.diagonal().sum()), float(correlation[here, perm].sum())
         live = max(1, group.size - constant)
+        if 2 * constant > group.size:
+            logger.warning(
+                "%d of the %d units of group %s are constant (or not finite) on the probe and stay where they are",
+                constant, group.size, group.name,
+            )  # fmt: skip
         stats.append(
             GroupMatch(
                 group.name, group.size, float((perm != here).double().mean()), kept / live, gained / live, constant

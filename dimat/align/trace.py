@@ -49,6 +49,12 @@ def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: A
     1 groups, 8 units, 96.6% of 58 parameters can move
       0.weight:0       8 units in 3 tensors, 1 taps
     """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise AlignmentError(
+                f"entry {name!r} of the state dict is a {type(value).__name__}, expected a tensor",
+                hint="modules with get_extra_state() cannot travel; leave that entry out",
+            )
     with evaluating(model):
         tracer = _Tracer(model)
         for tensor in tensors_in(example_inputs, example_kwargs):
@@ -86,6 +92,13 @@ class _Tracer(Calls):
         for tensor in self._weights.values():
             new = self.table.free if id(tensor) in self._saved else self.table.fixed  # only what is saved can move
             self._place(tensor, tuple(new(length) for length in tensor.shape), from_input=False)
+
+        for tensor in self._weights.values():
+            if not tensor.is_floating_point() and tensor.numel() > 1 and id(tensor) in self._saved:
+                # Were they permuted, neighbours' constants would differ and could not be averaged.
+                self.cause = Cause("a buffer of integers", "")
+                self.unsupported(*self._symbols[id(tensor)].dims)
+        self.cause = Cause("", "")
 
     # ---- what rules may do (Context)
 

@@ -53,27 +53,47 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], max_samples: int = 512
     modes = [(module, module.training) for module in model.modules()]
     before = [_Before(norm) for norm in norms]
     used, done = 0, False
+    weight, hooks = _Weight(), []
     try:
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
             norm.training = True
+            hooks.append(norm.register_forward_pre_hook(weight))
         with torch.no_grad():
             for batch in _at_least_two(batches, max_samples):
                 count = _num_samples(batch)
                 used += count
-                for norm in norms:
-                    norm.momentum = count / used  # running ← (1 − n_b/n) · running + n_b/n · batch
+                weight.count = count
                 _call(model, batch)
         done = used > 0 and all(_finite(norm) for norm in norms)
         if used and not done:
             logger.warning("batch-norm statistics are left as they were: the activations on the probe are not finite")
     finally:
+        for hook in hooks:
+            hook.remove()
         for saved in before:
             saved.restore(statistics=not done)
         for module, training in modes:
             module.training = training
     return used if done else 0
+
+
+class _Weight:
+    """Sets a norm's momentum before each of its calls, so that its statistics are the average over all of them.
+
+    running ← (1 − n_b/n) · running + n_b/n · batch, with n_b samples in this call and n in all calls so far: a norm
+    that is called twice in a forward pass has seen every sample twice.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._seen: dict[int, int] = {}
+
+    def __call__(self, norm: nn.Module, inputs: object) -> None:
+        assert isinstance(norm, _BatchNorm)
+        self._seen[id(norm)] = self._seen.get(id(norm), 0) + self.count
+        norm.momentum = self.count / self._seen[id(norm)]
 
 
 class _Before:

@@ -51,7 +51,7 @@ def agent_command(
         await_coordinator(coordinator, config.exchange.timeout_s)  # before anything is written
     folder = prepare(config, out)
     directory = StoreDirectory(timeout_s=max(60.0, config.exchange.timeout_s)) if shared else None
-    companion = Companion(folder, bind, insecure)
+    companion = Companion(folder, bind, advertise, insecure)
     # torchrun ends workers by SIGTERM; until the agent listens to signals itself, it must still clean up after itself.
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -110,15 +110,21 @@ def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) 
 class Companion:
     """The coordinator that rank 0 starts beside itself when torchrun is all there is."""
 
-    def __init__(self, folder: Path, host: str, insecure: bool) -> None:
+    def __init__(self, folder: Path, host: str, advertise: str | None, insecure: bool) -> None:
         self._folder = folder
         self._host = host
+        self._advertise = advertise
         self._insecure = insecure
         self._child: Child | None = None
 
     def start(self) -> str:
         """Start it; returns its address once it listens."""
-        command = [*commands.coordinator(self._folder), "--host", self._host, *(["--insecure"] * self._insecure)]
+        command = [
+            *commands.coordinator(self._folder),
+            *("--host", self._host, "--parent", str(os.getpid())),
+            *(("--advertise", self._advertise) if self._advertise else ()),
+            *(["--insecure"] * self._insecure),
+        ]
         self._child = Child("coordinator", command, self._folder / "logs" / "coordinator.log")
         return self._child.start_and_ask(self._folder)
 

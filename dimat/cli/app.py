@@ -163,6 +163,9 @@ def coordinator(
     host: Annotated[str, typer.Option(metavar="HOST", help="Listen at this host.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Listen at this port; 0 is any free one.", min=0, max=65535)] = 0,
     advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that agents dial.")] = None,
+    parent: Annotated[
+        Optional[int], typer.Option(metavar="PID", help="End when this parent process has ended.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
@@ -177,7 +180,9 @@ def coordinator(
     set_up_logging(max(verbose, 1), quiet)
     from dimat.cli.coordinator import coordinator_command
 
-    code = coordinator_command(config, overrides(settings, seed), out, host, port, insecure, format.value, advertise)
+    code = coordinator_command(
+        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent
+    )
     raise typer.Exit(code)
 
 
@@ -218,6 +223,20 @@ def methods(
     from dimat.cli.methods import methods_command
 
     methods_command(name, format.value)
+
+
+@app.command("config")
+def config_command(verbose: Verbose = 0, quiet: Quiet = False) -> None:
+    """Print the default config, every key explained.
+
+    \b
+    Example:
+      dimat config > run.yaml
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.config import commented_config
+
+    typer.echo(commented_config(), nl=False)
 
 
 @app.command()

@@ -22,6 +22,7 @@ def coordinator_command(
     insecure: bool = False,
     format: str = "text",
     advertise: str | None = None,
+    parent: int | None = None,
 ) -> int:
     """Serve until the run is over; returns the exit code that its outcome asks for.
 
@@ -53,6 +54,7 @@ def coordinator_command(
             advertise=advertise,
             insecure=insecure,
             on_address=tell,
+            parent=parent,
         )
     ended = {"kind": outcome.kind, "reason": outcome.reason, "round": outcome.round, "exit_code": outcome.exit_code}
     if format == "text":

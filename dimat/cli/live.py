@@ -202,7 +202,8 @@ def print_result(
     if ends:
         first, last = ends[0], ends[-1]
         distances = [each["consensus_distance"] for each in (first, last)]
-        change = f", {words.times(*distances)} than after round {first['round']}" if first is not last else ""
+        both = first is not last and all(distances)  # of nothing there is no ratio
+        change = f", {words.times(*distances)} than after round {first['round']}" if both else ""
         print(f"  consensus distance  {words.plain(distances[1])} after round {last['round']}{change}", file=file)
     if report is not None:
         print(f"  report              {report}", file=file)

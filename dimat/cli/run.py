@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dimat.config import RunConfig, load_config
-from dimat.errors import EXIT_DONE, EXIT_FAILED, DimatError
+from dimat.errors import EXIT_DONE, EXIT_FAILED, EXIT_TARGET_MISSED, DimatError
 from dimat.messages import View
 
 if TYPE_CHECKING:
@@ -73,12 +74,24 @@ def _carry_out(
 
     folder = prepare(config, out, fresh=fresh)
     with held(folder) as lock:
-        if not is_over(folder):
+        if is_over(folder):
+            tell(f"{folder} holds a run that is finished: nothing is run, --fresh starts over", quiet)
+        else:
+            tell(f"starting {config.agents} agents; each loads torch first", quiet)
             _follow(runner, config, folder, LiveView(config, quiet=quiet, verbose=verbose), lock)
         page = write_report(folder)
     record = load_record(folder)
     print_result(summary(record), page, format)
-    return EXIT_FAILED if record.outcome is None else record.outcome.exit_code
+    code = EXIT_FAILED if record.outcome is None else record.outcome.exit_code
+    if code == EXIT_TARGET_MISSED:
+        tell(f"the target accuracy {config.stop.target_accuracy} was not reached", quiet=False)
+    return code
+
+
+def tell(text: str, quiet: bool) -> None:
+    """A line for people, on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr)
 
 
 def is_over(folder: Path) -> bool:

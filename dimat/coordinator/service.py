@@ -7,6 +7,7 @@ may be killed and started again on the same folder at any time; it listens on th
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def run_coordinator(
     lease_s: float = 15.0,
     grace_s: float = GRACE_S,
     on_address: Callable[[str], None] | None = None,
+    parent: int | None = None,
 ) -> Outcome:
     """Be the coordinator of one run until everybody has left.
 
@@ -54,6 +56,7 @@ def run_coordinator(
         lease_s: seconds of silence after which an agent counts as lost.
         grace_s: seconds between the end of the run and the end of the service.
         on_address: told where it listens, once it does.
+        parent: a process without which this one has no purpose; when it has ended, so does this one.
 
     Returns:
         How the run ended; `exit_code` is what a command should end with.
@@ -70,7 +73,7 @@ def run_coordinator(
             coordinator.remember("address", address)
             if on_address is not None:
                 on_address(address)
-            return _serve(coordinator, signals, grace_s)
+            return _serve(coordinator, signals, grace_s, parent)
         finally:
             server.close()
 
@@ -109,13 +112,16 @@ def _listen(
     return serve(port)
 
 
-def _serve(coordinator: Coordinator, signals: Signals, grace_s: float) -> Outcome:
+def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: int | None) -> Outcome:
     """Tick until the run has been over for `grace_s` seconds."""
     heard = 0
     over_s: float | None = None
     while over_s is None or time.monotonic() - over_s < grace_s:
         signals.arrived.wait(TICK_S)
         signals.arrived.clear()
+        if parent is not None and os.getppid() != parent and not coordinator.finished:
+            # Nothing is written: whoever takes the run up again finds it as it was.
+            raise Interrupted(f"the process that started the coordinator ({parent}) has ended")
         if len(signals.names) > 1:
             raise Interrupted(
                 f"the coordinator was stopped by {signals.names[-1]} before all agents had left",

@@ -170,6 +170,12 @@ def _check_samples(path: Path, split: str, x: Array, y: Array) -> None:
 def _kind_of(path: Path, x: Array) -> str:
     if x.ndim == 2:
         return "table"
+    if x.ndim == 3 and x.dtype != np.uint8 and x.shape[1] == x.shape[2]:
+        raise TaskError(
+            f"{path}: x_train has shape {x.shape}, which is images (N, height, width) as well as series "
+            "(N, channels, time)",
+            hint="say which: -s task.options.kind=images, or series",
+        )
     if x.ndim == 3:
         return "images" if x.dtype == np.uint8 else "series"
     if x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] > 4:

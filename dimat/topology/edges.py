@@ -52,6 +52,10 @@ def graph_from_rows(
     ids = list(dict.fromkeys([*nodes, *(end for row in rows for end in row[:2])]))
     agent = _agents(ids, names)
     size = num_agents or len(names) or max(agent.values(), default=-1) + 1
+    if size > len(agent) + 10_000 and not num_agents and not names:
+        # Before anything of that size is made: a slip of the finger must not build a hundred million agents.
+        gap = next(number for number in range(size) if number not in set(agent.values()))
+        raise WrongContent(f"agent {gap} has no edge, though the edges name agent {size - 1}; number agents from 0")
     if names and len(names) != size:
         raise WrongContent(f"{len(names)} names were given for {size} agents")
     graph: nx.Graph[int] = nx.DiGraph() if directed else nx.Graph()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dimat.errors import RoundGone
 from dimat.messages import Payload
@@ -71,6 +71,11 @@ class SnapshotStore:
         self._lock = threading.Lock()
         self._payloads: dict[str, dict[int, Payload]] = {}
         self._readers: dict[tuple[str, int], set[int]] = {}
+        self._known: frozenset[int] | None = None
+
+    def expect(self, readers: Iterable[int]) -> None:
+        """Take acknowledgements from these agents alone: others could fill the memory, or speak for them."""
+        self._known = frozenset(readers)
 
     def publish(self, payload: Payload) -> None:
         """Put a payload where readers find it; the oldest round of its kind goes when there are more than `HISTORY`.
@@ -112,7 +117,8 @@ class SnapshotStore:
         """Note that `reader` has read a round whole. A round that is not held is ignored: nobody waits for it."""
         with self._lock:
             readers = self._readers.get((kind, round_))
-            if readers is None or reader in readers:
+            stranger = self._known is not None and reader not in self._known
+            if readers is None or reader in readers or stranger:
                 return
             readers.add(reader)
         self.changes.bump()

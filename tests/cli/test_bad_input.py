@@ -193,3 +193,50 @@ def test_a_world_of_another_size_is_refused(dimat: Dimat, monkeypatch: pytest.Mo
     code, _, err = dimat("agent", "--coordinator", "127.0.0.1:1")
     assert code == 2
     assert "torchrun started 4 workers, the config has 5 agents" in err
+
+
+def test_a_graph_that_falls_apart_later_is_refused_before_anything_starts(dimat: Dimat, tmp_path: Path) -> None:
+    (tmp_path / "later.py").write_text(
+        "import networkx as nx\ndef build(n, *, round=0, seed=0):\n"
+        "    return nx.cycle_graph(n) if round < 9 else nx.empty_graph(n)\n"
+    )
+    code, _, err = dimat("simulate", "-s", "topology.graph=later.py:build", "--out", "run")
+    assert code == 2
+    assert "round 9" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_graph_that_is_drawn_anew_each_time_is_refused(dimat: Dimat, tmp_path: Path) -> None:
+    (tmp_path / "unseeded.py").write_text(
+        "import networkx as nx, random\ndef build(n, *, round=0, seed=0):\n"
+        "    order = random.SystemRandom().sample(range(n), n)\n"
+        "    return nx.relabel_nodes(nx.path_graph(n), dict(enumerate(order)))\n"
+    )
+    code, _, err = dimat("simulate", "-s", "topology.graph=unseeded.py:build", "-s", "agents=9", "--out", "run")
+    assert code == 2
+    assert "different graphs" in err or "another graph" in err or "seed" in err
+
+
+def test_a_column_without_its_scheme_is_not_ignored(dimat: Dimat) -> None:
+    code, _, err = dimat("simulate", "-s", "task.partition.column=person")
+    assert code == 2
+    assert "used by scheme 'column' only" in err
+
+
+def test_square_floats_could_be_images_or_series(dimat: Dimat, tmp_path: Path) -> None:
+    square = arrays(x_train=np.zeros((40, 6, 6), np.float32), x_test=np.zeros((8, 6, 6), np.float32))
+    np.savez(tmp_path / "square.npz", **square)  # type: ignore[arg-type]
+    code, _, err = dimat("simulate", "-s", "task.name=arrays", "-s", "task.data=square.npz")
+    assert code == 2
+    assert "task.options.kind=images" in err
+
+
+def test_a_finished_run_says_so(dimat: Dimat, tmp_path: Path) -> None:
+    small = ["-s", "task.model.name=mlp", "-s", "task.model.hidden=[8]", "-s", "train.epochs=1", "-s", "rounds=1"]
+    first = dimat("simulate", *small, "-s", "stop.target_accuracy=0.99", "--out", "run")
+    again = dimat("simulate", *small, "-s", "stop.target_accuracy=0.99", "--out", "run")
+    assert (first[0], again[0]) == (3, 3)
+    assert "the target accuracy 0.99 was not reached" in first[2]
+    assert "finished: nothing is run" in again[2]
+    assert "round 1/1" in first[2]
+    assert "round 1/1" not in again[2]

@@ -210,6 +210,20 @@ def test_two_torchrun_nodes_finish_one_run_together(tmp_path: Path, start: Start
     assert bits(folder, 4, agents=4) == bits(simulated(tmp_path / "simulated", settings), 4, agents=4)
 
 
+def test_a_launch_that_fails_leaves_no_coordinator_behind(tmp_path: Path, start: Start) -> None:
+    folder = tmp_path / "run"
+    process = start(
+        "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
+        "-m", "dimat", "agent", *flags(SMALL), "--out", str(folder), log=tmp_path / "log",
+    )  # fmt: skip
+    wait_until(lambda: any(entry["role"] == "coordinator" for entry in processes(folder)))
+    workers = [child for child in psutil.Process(process.pid).children() if child.is_running()]
+    workers[-1].kill()
+    assert process.wait(timeout=120) != 0
+    coordinator = next(entry["pid"] for entry in processes(folder) if entry["role"] == "coordinator")
+    wait_until(lambda: not alive(coordinator), timeout_s=60)
+
+
 @pytest.mark.parametrize("script", ["one_node.sh", "one_launcher_per_agent.sh"])
 def test_the_launch_scripts(tmp_path: Path, script: str) -> None:
     config = tmp_path / "small.yaml"

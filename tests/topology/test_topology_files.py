@@ -9,7 +9,7 @@ import networkx as nx
 import pytest
 
 from dimat.errors import PluginError, TopologyError, UsageError
-from dimat.topology import build, load_topology
+from dimat.topology import build, load_topology, mixing_matrix
 
 TRIANGLE_TAIL = {(0, 1), (1, 2), (0, 2), (2, 3)}
 
@@ -218,3 +218,18 @@ def test_the_two_sites_are_joined_in_every_nth_round() -> None:
     assert joined == [True, False, False, True, False, False, True]
     with pytest.raises(TopologyError, match="every must be 1, 2, 3 or 4, not 5"):
         build(name, 6, every=5)
+
+
+def test_a_slip_of_the_finger_does_not_build_a_hundred_million_agents(tmp_path: Path) -> None:
+    written(tmp_path, "slip.yaml", "edges: [[0, 1], [1, 99999999]]\n")
+    with pytest.raises(TopologyError, match="agent 2 has no edge, though the edges name agent 99999999"):
+        build(str(tmp_path / "slip.yaml"), 5)
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_max_degree_by_hand(n: int) -> None:
+    matrix = mixing_matrix(nx.path_graph(n), "max_degree")
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                assert matrix[i, j] == pytest.approx(1 / 3 if abs(i - j) == 1 else 0.0)

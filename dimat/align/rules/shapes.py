@@ -67,10 +67,16 @@ def transpose(context: Context, input: Symbolic, dim0: int, dim1: int) -> tuple[
     return tuple(dims)
 
 
-@register_operator("T", "t", "mT")
+@register_operator("mT")
+def matrix_transpose(context: Context, input: Symbolic) -> tuple[Dim, ...]:
+    """The transpose of every matrix in a batch: the last two dimensions change places."""
+    return transpose(context, input, -1, -2)
+
+
+@register_operator("T", "t")
 def reverse(context: Context, input: Symbolic) -> tuple[Dim, ...]:
-    """The transpose of a matrix."""
-    return transpose(context, input, -1, -2) if input.ndim == 2 else input.dims
+    """The transpose of a matrix; of other tensors all dimensions in the opposite order."""
+    return input.dims[::-1]
 
 
 @register_operator("expand", "expand_as", "broadcast_to")
@@ -132,7 +138,9 @@ def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
     """Numbers, slices, None and `...`: a dimension that is not taken whole stays in order."""
     items = list(index) if isinstance(index, tuple) else [index]
     if any(not (item is None or item is Ellipsis or isinstance(item, (int, slice))) for item in items):
-        context.unsupported(*input.dims)
+        # A tensor as an index says which entry is which: neither it nor what it picks from may change its order.
+        picked = [dim for item in items if isinstance(item, Symbolic) for dim in item.dims]
+        context.unsupported(*input.dims, *picked)
         return tuple(context.fixed(length) for length in context.shapes[0])
     used = sum(isinstance(item, (int, slice)) for item in items)
     if Ellipsis not in items:

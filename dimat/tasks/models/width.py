@@ -30,6 +30,6 @@ def image_channels(model: str, input_shape: tuple[int, ...]) -> int:
     if len(input_shape) != 3:
         raise TaskError(
             f"{model} reads images (channels, height, width), not samples of shape {input_shape}",
-            hint="take model cnn for series and mlp for tables",
+            hint="take model cnn for series and mlp for tables; if these are images, say -s task.options.kind=images",
         )
     return input_shape[0]

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from dimat import messages
-from dimat.errors import TransportError
-from dimat.messages import PROTOCOL_VERSION, Header, Payload, TensorSpec
+from dimat.errors import PayloadError, TransportError
+from dimat.messages import PROTOCOL_VERSION, Header, Payload, Schema, TensorSpec
 from dimat.proto.v1 import coordinator_pb2, peer_pb2, tensors_pb2
 
 T = TypeVar("T")
@@ -94,14 +94,34 @@ def announcement(payload: Payload) -> peer_pb2.Announcement:
     )
 
 
-def announced(message: peer_pb2.Announcement) -> tuple[Header, tuple[TensorSpec, ...], tuple[bytes, ...]]:
-    """Header, specifications and checksums of an announcement."""
+MAX_SCALARS = 64
+"""More numbers than any header carries."""
+
+
+def announced(
+    message: peer_pb2.Announcement, schema: Schema
+) -> tuple[Header, tuple[TensorSpec, ...], tuple[bytes, ...]]:
+    """Header, specifications and checksums of an announcement of about as many tensors as `schema` has.
+
+    Counting comes before converting: a million tiny specifications would take the reader's memory, and its loop's time.
+
+    Raises:
+        PayloadError: more tensors, checksums or scalars than the reader's own schema can have.
+    """
+    limit = len(schema.tensors) + 1  # one too many is still named
+    counts = {"tensors": len(message.tensors), "checksums": len(message.checksums)}
+    sizes = {"tensors": limit, "checksums": limit, "scalars": MAX_SCALARS}
+    for what, count in {**counts, "scalars": len(message.header.scalars)}.items():
+        if count > sizes[what]:
+            raise PayloadError(
+                f"a payload of {count} {what} was announced; this agent's model has {len(schema.tensors)} tensors"
+            )
     specs = tuple(from_proto(TensorSpec, spec) for spec in message.tensors)
     return from_proto(Header, message.header), specs, tuple(message.checksums)
 
 
-def description(message: peer_pb2.Description, whom: str) -> messages.Description:
-    """What an agent says of itself.
+def description(message: peer_pb2.Description, whom: str, most_tensors: int) -> messages.Description:
+    """What an agent says of itself; a model of more than `most_tensors` tensors is not listened to.
 
     Raises:
         TransportError: it speaks another version of the protocol, or did not say what its model is.
@@ -113,6 +133,8 @@ def description(message: peer_pb2.Description, whom: str) -> messages.Descriptio
         )
     if not message.HasField("schema"):
         raise TransportError(f"{whom} did not describe its model")
+    if len(message.schema.tensors) > most_tensors:
+        raise TransportError(f"{whom} describes a model of {len(message.schema.tensors)} tensors: not the same model")
     return from_proto(messages.Description, message)
 
 

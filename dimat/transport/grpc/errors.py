@@ -30,6 +30,7 @@ STATUS: tuple[tuple[type[DimatError], grpc.StatusCode], ...] = (
     (PeerUnavailable, grpc.StatusCode.UNAVAILABLE),
     (SchemaError, grpc.StatusCode.FAILED_PRECONDITION),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+    (UsageError, grpc.StatusCode.RESOURCE_EXHAUSTED),  # a message too large to be read will not shrink by asking again
 )
 """The first row whose class fits decides; what fits none is INTERNAL."""
 

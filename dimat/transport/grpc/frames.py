@@ -56,7 +56,7 @@ def take_frame(receiver: Receiver, frame: bytes) -> None:
         raise PayloadError(f"agent {receiver.fetch.peer} sent {len(frame)} bytes that are no frame") from None
     if not message.HasField("announcement") or message.HasField("data"):
         raise PayloadError(f"agent {receiver.fetch.peer} sent a frame that is neither an announcement nor data")
-    receiver.announce(*convert.announced(message.announcement))
+    receiver.announce(*convert.announced(message.announcement, receiver.fetch.into.schema))
 
 
 def _read_prefix(frame: bytes) -> tuple[int, int]:

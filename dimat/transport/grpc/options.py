@@ -17,7 +17,8 @@ MIN_FRAME_BYTES = 1 << 10
 MAX_FRAME_BYTES = 4_000_000
 """gRPC's own limit for a message is 4 MiB; a frame with its prefix stays below it."""
 FRAME_BYTES = 1 << 20
-MAX_MESSAGE_BYTES = 16 << 20
+MAX_MESSAGE_BYTES = 4 << 20
+"""A frame fits; an announcement has room for its own schema on top."""
 
 _BOTH: Options = (
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),

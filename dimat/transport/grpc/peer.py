@@ -76,6 +76,7 @@ class GrpcTransport:
 
     def connect(self, addresses: Mapping[int, str]) -> None:
         """Learn (again) where the peers are; known peers whose address changed are dialled anew."""
+        self._store.expect(addresses)
         self._running().run(self._connect(addresses))
 
     def describe(self, peer: int, timeout_s: float) -> Description:
@@ -87,7 +88,7 @@ class GrpcTransport:
         """
         client = self._client(peer)
         answer = self._running().run(client.describe(timeout_s, with_schema=True))
-        return convert.description(answer, client.whom)
+        return convert.description(answer, client.whom, most_tensors=4 * len(self._schema.tensors) + 100)
 
     def publish(self, payload: Payload) -> None:
         """Let readers fetch `payload` from now on."""
