@@ -18,13 +18,16 @@ from dimat.agent.live import check_neighbours, introduction, run_rounds
 from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.config import RunConfig
-from dimat.errors import DimatError, Interrupted
+from dimat.errors import DimatError, Interrupted, SchemaError
 from dimat.messages import Schema, View
 from dimat.runfolder import register_process
 from dimat.transport.base import Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport
 
 log = logging.getLogger(__name__)
+
+LINGER_S = 10.0
+"""How long an agent that refuses a neighbour goes on answering, so that the neighbour can refuse it too."""
 
 FORMING_TIMEOUT_S = 600.0
 """How long an agent waits for the others to join: as long as torchrun waits for its nodes. Machines start slowly."""
@@ -74,7 +77,7 @@ def run_agent(
         view = control.join(introduction(agent, address), timeout_s=FORMING_TIMEOUT_S)
         pulse.start()
         agent.transport.connect(_addresses(view, agent, address, directory))
-        check_neighbours(agent, config.exchange.timeout_s)
+        _check_neighbours(agent, config.exchange.timeout_s)
         drive(run_rounds(agent, view, control), partial(_wait, agent))
         return agent.status.stop_asked
     except DimatError as failure:
@@ -85,6 +88,16 @@ def run_agent(
         pulse.close(error)
         control.close()
         agent.transport.close()
+
+
+def _check_neighbours(agent: Agent, timeout_s: float) -> None:
+    try:
+        check_neighbours(agent, timeout_s)
+    except SchemaError as difference:
+        # The others compare at the same moment: who leaves at once is somebody they can tell nothing about.
+        log.error("%s", difference)
+        time.sleep(min(LINGER_S, timeout_s))
+        raise
 
 
 def _addresses(view: View, agent: Agent, address: str, directory: StoreDirectory | None) -> Mapping[int, str]:
