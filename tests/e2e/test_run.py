@@ -237,14 +237,15 @@ def test_the_launch_scripts(tmp_path: Path, script: str) -> None:
 
 
 def test_a_neighbour_with_another_model_is_refused_by_name(tmp_path: Path, start: Start) -> None:
-    coordinator = start("dimat", "coordinator", *flags(SMALL), "--out", str(tmp_path / "c"), log=tmp_path / "c.log")
+    settings = [*SMALL, "topology.graph=complete"]  # everybody meets the one that differs
+    coordinator = start("dimat", "coordinator", *flags(settings), "--out", str(tmp_path / "c"), log=tmp_path / "c.log")
     wait_until(lambda: processes(tmp_path / "c"))
     address = processes(tmp_path / "c")[0]["address"]
     agents = []
     for agent in range(3):
         wider = ["task.model.hidden=[24]"] if agent == 2 else []
         out = ("--out", str(tmp_path / str(agent)), "--id", str(agent), "--coordinator", address)
-        agents.append(start("dimat", "agent", *flags([*SMALL, *wider]), *out))
+        agents.append(start("dimat", "agent", *flags([*settings, *wider]), *out))
     outputs = [agent.communicate(timeout=120)[0] for agent in agents]
     assert {agent.returncode for agent in agents} == {2}
     for mine, peer, here, there in ((0, 2, 16, 24), (1, 2, 16, 24), (2, 0, 24, 16)):
