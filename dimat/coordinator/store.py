@@ -168,7 +168,7 @@ class Store:
                 try:
                     yield
                     self._connection.execute("COMMIT")
-                except BaseException:
+                except BaseException:  # an interrupt too must not leave a transaction open; it is raised again
                     self._connection.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
