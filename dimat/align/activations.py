@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dimat.align.assign import linear_assignment
 from dimat.align.calls import evaluating
 from dimat.align.groups import PermutationSpec
 from dimat.align.matching import GroupMatch, Matching
+from dimat.align.solve import best_permutation, total_similarity
 from dimat.align.taps import read_taps
 from dimat.align.units import Tap
 from dimat.errors import AlignmentError
@@ -70,7 +70,11 @@ def match_activations(
     Raises:
         AlignmentError: the probe is empty, or a model does not take the path on which the taps were found.
     """
-    sums = {group.name: PairSums(group.size) for group in spec.groups if group.taps}
+    sums = {
+        (group.name, part): PairSums(group.num_units(part))
+        for group in spec.groups
+        for part in sorted({tap.place.part for tap in group.taps})
+    }
     num_batches = 0
     with evaluating(reference, other):
         for batch in batches:
@@ -81,7 +85,7 @@ def match_activations(
                 ours[group, tap] = rows
 
             def pair(group: str, tap: Tap, rows: Tensor, ours: dict[tuple[str, Tap], Tensor] = ours) -> None:
-                sums[group].add(tap, ours.pop((group, tap)), rows)
+                sums[group, tap.place.part].add(tap, ours.pop((group, tap)), rows)
 
             read_taps(spec, reference, batch, keep)
             read_taps(spec, other, batch, pair)
@@ -132,18 +136,18 @@ class PairSums:
         return found.clamp(-1.0, 1.0), int(useless.any(dim=0).sum())
 
 
-def _solve(spec: PermutationSpec, sums: dict[str, PairSums], stickiness: float) -> Matching:
+def _solve(spec: PermutationSpec, sums: dict[tuple[str, int], PairSums], stickiness: float) -> Matching:
     perms, stats = spec.identity(), []
     before = after = 0.0
     for group in spec.groups:
-        if group.name not in sums:
+        if not group.taps:
             stats.append(GroupMatch(group.name, group.size, 0.0, 0.0, 0.0, group.size))
             continue
-        correlation, constant = sums[group.name].correlation()
-        bonus = (stickiness + _TIE) * torch.eye(group.size, dtype=torch.float64)
-        perm = torch.from_numpy(linear_assignment((correlation + bonus).numpy()))
+        found = {part: sums[name, part].correlation() for name, part in sums if name == group.name}
+        similarities, constant = {part: one[0] for part, one in found.items()}, sum(one[1] for one in found.values())
+        perm = best_permutation(group, similarities, stickiness + _TIE)
         here = torch.arange(group.size)
-        kept, gained = float(correlation.diagonal().sum()), float(correlation[here, perm].sum())
+        kept, gained = (total_similarity(group, similarities, some) for some in (here, perm))
         live = max(1, group.size - constant)
         if 2 * constant > group.size:
             logger.warning(

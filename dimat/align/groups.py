@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dimat.align.units import Axis, Frozen, Group, Permutations, Tap, TensorInfo, permute_axis
+from dimat.align.units import STRUCTURES, Axis, Frozen, Group, Permutations, Place, Tap, TensorInfo, permute_axis
 from dimat.errors import AlignmentError, SchemaError
 from dimat.plugins import unknown
 
@@ -71,7 +71,8 @@ class PermutationSpec:
     def fingerprint(self) -> str:
         """32 hex digits that are equal exactly when the groups are (taps aside), on every machine."""
         plain = [
-            [group.name, group.size, group.structure, [list(axis) for axis in group.axes]] for group in self.groups
+            [group.name, group.size, group.structure, group.parts, [axis.to_list() for axis in group.axes]]
+            for group in self.groups
         ]
         return hashlib.blake2b(json.dumps(plain, separators=(",", ":")).encode(), digest_size=16).hexdigest()
 
@@ -88,9 +89,9 @@ class PermutationSpec:
         return {group.name: torch.arange(group.size) for group in self.groups}
 
     def random(self, seed: int) -> dict[str, Tensor]:
-        """Uniformly random permutations of every group."""
+        """Uniformly random permutations of every group, among those that its structure allows."""
         generator = torch.Generator().manual_seed(seed)
-        return {group.name: torch.randperm(group.size, generator=generator) for group in self.groups}
+        return {group.name: _random(group, generator) for group in self.groups}
 
     def compose(self, first: Permutations, then: Permutations) -> dict[str, Tensor]:
         """The permutations c with apply(x, c) = apply(apply(x, first), then): c[i] = first[then[i]]."""
@@ -173,7 +174,7 @@ class PermutationSpec:
         for name, pairs in self.members.items():
             for group, axis in pairs:
                 if group in moving and name in out and out[name].numel() > 1:
-                    out[name] = permute_axis(out[name], axis, moving[group])
+                    out[name] = permute_axis(out[name], axis, self.by_name[group], moving[group])
         return out
 
     def _complete(self, perms: Permutations) -> dict[str, Tensor]:
@@ -187,6 +188,13 @@ class PermutationSpec:
             if found.shape != complete[name].shape or not torch.equal(found.sort().values, complete[name]):
                 size = self.by_name[name].size
                 raise AlignmentError(f"group {name!r} takes a permutation of {size} units, not {_brief(found)}")
+            group = self.by_name[name]
+            if not group.respects(found):
+                stay = "blocks stay, and " if group.structure == "blocks" else ""
+                raise AlignmentError(
+                    f"group {name!r} has {group.num_blocks} blocks with parts of {group.parts} units: {stay}"
+                    "the units of a block stay together, each in its part; the permutation tears them apart"
+                )
             complete[name] = found
         return complete
 
@@ -195,7 +203,14 @@ class PermutationSpec:
     def to_json(self) -> str:
         """The spec as JSON text, for `from_json`."""
         groups = [
-            {"name": g.name, "size": g.size, "structure": g.structure, "axes": list(g.axes), "taps": list(g.taps)}
+            {
+                "name": g.name,
+                "size": g.size,
+                "structure": g.structure,
+                "parts": g.parts,
+                "axes": [axis.to_list() for axis in g.axes],
+                "taps": g.taps,
+            }
             for g in self.groups
         ]
         return json.dumps({"version": 1, "groups": groups, "tensors": list(self.tensors), "frozen": list(self.frozen)})
@@ -213,9 +228,10 @@ class PermutationSpec:
                 Group(
                     str(entry["name"]),
                     int(entry["size"]),
-                    tuple(Axis(*axis) for axis in entry["axes"]),
-                    tuple(Tap(*tap) for tap in entry.get("taps", ())),
+                    tuple(Axis(*_axis_fields(axis)) for axis in entry["axes"]),
+                    tuple(Tap(tap[0], tap[1], tap[2], Place(*_tuples(tap[3]))) for tap in entry.get("taps", ())),
                     str(entry.get("structure", "plain")),
+                    tuple(int(part) for part in entry.get("parts", ())),
                 )
                 for entry in data["groups"]
             )
@@ -227,8 +243,13 @@ class PermutationSpec:
             message = f"this is not a permutation spec: {type(error).__name__}: {error}"
             raise AlignmentError(message, hint="see PermutationSpec.to_json for the form") from error
         for group in groups:
-            if group.structure != "plain":
-                raise AlignmentError(f"group {group.name!r}: {unknown('structure', group.structure, ['plain'])}")
+            if group.structure not in STRUCTURES:
+                raise AlignmentError(f"group {group.name!r}: {unknown('structure', group.structure, STRUCTURES)}")
+            if bool(group.parts) != (group.structure != "plain") or group.size % group.width:
+                found = (
+                    f"group {group.name!r} is {group.structure!r}, with {group.size} units, parts {list(group.parts)}"
+                )
+                raise AlignmentError(f"{found}; a plain group has no parts, others are made up of blocks of parts")
         return PermutationSpec(groups, tensors, frozen)
 
     def __str__(self) -> str:
@@ -239,11 +260,42 @@ class PermutationSpec:
         width = max((len(group.name) for group in self.groups), default=0)
         for group in self.groups:
             tensors = len({axis.tensor for axis in group.axes})
-            lines.append(f"  {group.name:<{width}}  {group.size:>6} units in {tensors} tensors, {len(group.taps)} taps")
+            inside = f" ({group.num_blocks} {_WORDS[group.structure]} of {_sum(group.parts)})" if group.parts else ""
+            lines.append(
+                f"  {group.name:<{width}}  {group.size:>6} units{inside} in {tensors} tensors, {len(group.taps)} taps"
+            )
         for entry in self.frozen:
             where = f" in {entry.module}" if entry.module else ""
             lines.append(f"  frozen by {entry.operator}{where}: {entry.num_parameters:,} parameters")
         return "\n".join(lines)
+
+
+_WORDS = {"heads": "movable blocks", "blocks": "fixed blocks"}
+
+
+def _sum(parts: tuple[int, ...]) -> str:
+    return " + ".join(str(part) for part in parts)
+
+
+def _random(group: Group, generator: torch.Generator) -> Tensor:
+    blocks = torch.arange(group.num_blocks)
+    if group.structure != "blocks":
+        blocks = torch.randperm(group.num_blocks, generator=generator)
+    within = [
+        torch.stack([torch.randperm(part, generator=generator) for _ in range(group.num_blocks)])
+        for part in group.parts
+    ]
+    return group.joined(blocks, within)
+
+
+def _axis_fields(entry: Any) -> Any:
+    tensor, dimension, *others = entry
+    return str(tensor), int(dimension), *_tuples(others)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, at every depth."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _is_identity(perm: Tensor) -> bool:

@@ -13,7 +13,7 @@ from dimat.align.axes import AxisTable
 from dimat.align.calls import Calls, call_model, tensors_in
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Symbolic
-from dimat.align.units import Group, Tap, unit_rows
+from dimat.align.units import BLOCKS, Group, Place, Tap, unit_rows
 from dimat.errors import AlignmentError
 
 Sink = Callable[[str, Tap, Tensor], None]
@@ -47,7 +47,7 @@ def choose_taps(records: Iterable[Record], table: AxisTable, atoms: set[int]) ->
                     if atom not in atoms or key in seen or not (record.nonlinear or atom not in kept):
                         continue
                     seen.add(key)
-                    tap = Tap(record.call, record.operator, argument, dimension, block)
+                    tap = Tap(record.call, record.operator, argument, Place(dimension, block))
                     (before if record.nonlinear else last)[atom].append(tap)
     return {atom: tuple(before[atom] or last[atom]) for atom in atoms}
 
@@ -84,15 +84,19 @@ class _Taps(Calls):
             if name != tap.operator or len(tensors) <= tap.argument:
                 raise _other_path(tap, f"operator {name}")
             tensor = tensors[tap.argument]
-            if tensor.ndim <= tap.dimension or tensor.shape[tap.dimension] % (group.size * tap.block):
+            place = tap.place
+            whole = place.rest is None and place.part == BLOCKS
+            if tensor.ndim <= place.dimension or (
+                whole and tensor.shape[place.dimension] % (group.num_blocks * place.block)
+            ):
                 raise _other_path(tap, f"a tensor of shape {tuple(tensor.shape)}")
-            self.sink(group.name, tap, _copied_rows(tensor, tap, group.size))
+            self.sink(group.name, tap, _copied_rows(tensor, tap, group))
         return run()
 
 
-def _copied_rows(tensor: Tensor, tap: Tap, size: int) -> Tensor:
-    """The tap as a matrix (size, n) of at least float32 that shares no memory with the model."""
-    rows = unit_rows(tensor, tap.dimension, size, tap.block)
+def _copied_rows(tensor: Tensor, tap: Tap, group: Group) -> Tensor:
+    """The tap as a matrix (units, n) of at least float32 that shares no memory with the model."""
+    rows = unit_rows(tensor, tap.place, group)
     wide = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
     return wide.clone() if wide.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() else wide
 

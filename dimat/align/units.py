@@ -1,10 +1,10 @@
-"""Where hidden units sit: tensor axes, activations, and the two ways to handle a tensor by its units."""
+"""Where hidden units sit: places in tensors and in activations, and the two ways to handle a tensor by its units."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +12,58 @@ from torch import Tensor
 Permutations = Mapping[str, Tensor]
 """Group name -> int64 tensor of shape (size,): unit perms[g][i] goes to position i."""
 
+Loops = tuple[tuple[int, int], ...]
+"""(count, stride) pairs: the other entries of a dimension that belong to one unit."""
 
-class Axis(NamedTuple):
-    """One place where a group's units sit: a dimension of a tensor, read as (repeat, size, block).
+BLOCKS = -1
+"""The `part` of a place that carries whole blocks (in a plain group: the units themselves)."""
 
-    `block` consecutive entries belong to one unit (the pixels of a channel that was flattened before a linear layer);
-    `repeat` follows from the length of the dimension.
+
+class Place(NamedTuple):
+    """Which entries of a dimension belong to which unit: u has start + u · block + (every loop of `rest`).
+
+    Without `rest` the dimension is read as (repeat, size, block): `block` consecutive entries belong to one unit (the
+    pixels of a channel that was flattened before a linear layer), and `repeat` follows from the length.
+
+    In a group of blocks (heads) a place carries either the blocks (`part` is -1) or one part of the units inside of
+    each; then `outer` = (dimension, block) tells where the blocks sit in the same tensor: in the same dimension at
+    start + b · block, or in another one, read as (repeat, num_blocks, block).
+    """
+
+    dimension: int
+    block: int = 1
+    start: int = 0
+    rest: Loops | None = None
+    part: int = BLOCKS
+    outer: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One place where a group's units sit in an entry of the state dict; the fields after `tensor` are a `Place`.
+
+    It unpacks as `tensor, dimension = axis`, which is all there is to most axes.
     """
 
     tensor: str
     dimension: int
     block: int = 1
+    start: int = 0
+    rest: Loops | None = None
+    part: int = BLOCKS
+    outer: tuple[int, int] | None = None
+
+    @property
+    def place(self) -> Place:
+        """The axis without its tensor."""
+        return Place(self.dimension, self.block, self.start, self.rest, self.part, self.outer)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.tensor, self.dimension))
+
+    def to_list(self) -> list[Any]:
+        """What `Axis(*list)` takes, for JSON."""
+        return [self.tensor, *self.place]
 
 
 class Tap(NamedTuple):
@@ -31,8 +72,7 @@ class Tap(NamedTuple):
     call: int
     operator: str
     argument: int
-    dimension: int
-    block: int = 1
+    place: Place
 
 
 class TensorInfo(NamedTuple):
@@ -51,16 +91,24 @@ class Frozen(NamedTuple):
     num_parameters: int
 
 
+STRUCTURES = ("plain", "heads", "blocks")
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Units that move together.
+
+    Units of a structured group come in `num_blocks` blocks of `width` units. A block consists of `parts`; a unit never
+    leaves its part, and units of one block stay together. Unit (b, j), the j-th of block b, has number b · width + j.
 
     Attributes:
         name: the first axis in the order of the state dict, as `tensor:dimension` (with `/block` when it has one).
         size: number of units.
         axes: every axis that carries the units.
         taps: where to read the units' activations.
-        structure: `plain` when any permutation of the units is allowed.
+        structure: `plain` when any permutation of the units is allowed; `heads` when blocks change places, and units
+            within each (attention heads, the groups of a grouped convolution or norm); `blocks` when blocks stay.
+        parts: sizes of the parts of a block: with attention heads (d_qk, d_v). Empty in a plain group.
     """
 
     name: str
@@ -68,19 +116,119 @@ class Group:
     axes: tuple[Axis, ...]
     taps: tuple[Tap, ...] = ()
     structure: str = "plain"
+    parts: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Units in a block; 1 in a plain group."""
+        return sum(self.parts) or 1
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks; in a plain group every unit is its own."""
+        return self.size // self.width
+
+    def num_units(self, part: int) -> int:
+        """How many things a place carries: blocks, or the units of one part over all blocks."""
+        return self.num_blocks if part == BLOCKS else self.num_blocks * self.parts[part]
+
+    def order_of_blocks(self, perm: Tensor) -> Tensor:
+        """The permutation of the blocks, shape (num_blocks,), inside a permutation of the units."""
+        return perm if not self.parts else perm.view(self.num_blocks, self.width)[:, 0] // self.width
+
+    def order_within(self, perm: Tensor, part: int) -> Tensor:
+        """Shape (num_blocks, parts[part]): for each *new* block, which unit of the old one goes to each position."""
+        start = sum(self.parts[:part])
+        columns = perm.view(self.num_blocks, self.width)[:, start : start + self.parts[part]]
+        return columns % self.width - start
+
+    def joined(self, blocks: Tensor, within: list[Tensor]) -> Tensor:
+        """The permutation of the units from `order_of_blocks` and one `order_within` for each part."""
+        if not self.parts:
+            return blocks
+        starts = [sum(self.parts[:part]) for part in range(len(self.parts))]
+        inside = torch.cat([order + start for order, start in zip(within, starts, strict=True)], dim=1)
+        return (blocks[:, None] * self.width + inside).reshape(-1)
+
+    def respects(self, perm: Tensor) -> bool:
+        """Whether a permutation of the units keeps blocks together and every unit in its part."""
+        if not self.parts:
+            return True
+        table = perm.view(self.num_blocks, self.width)
+        blocks = table // self.width
+        kind = torch.repeat_interleave(torch.arange(len(self.parts)), torch.tensor(self.parts))
+        stays = self.structure != "blocks" or torch.equal(blocks[:, 0], torch.arange(self.num_blocks))
+        return stays and bool((blocks == blocks[:, :1]).all()) and bool((kind[table % self.width] == kind).all())
 
 
-def permute_axis(tensor: Tensor, axis: Axis, perm: Tensor) -> Tensor:
-    """`tensor` with the units along `axis` in the order `perm`, each unit keeping its block together."""
-    index = perm
-    length = tensor.shape[axis.dimension]
-    if length != len(perm):
-        index = torch.arange(length).view(-1, len(perm), axis.block)[:, perm].reshape(-1)
-    return tensor.index_select(axis.dimension, index.to(tensor.device))
+def permute_axis(tensor: Tensor, axis: Axis, group: Group, perm: Tensor) -> Tensor:
+    """`tensor` with the units along `axis` in the order `perm` of its group.
+
+    Of a group with parts, an axis of blocks moves blocks as a whole and an axis of a part moves the units inside of
+    each; the axis of blocks must have been permuted first (groups list them so).
+    """
+    dimension, length = axis.dimension, tensor.shape[axis.dimension]
+    if axis.part == BLOCKS:
+        order = group.order_of_blocks(perm)
+        if length == len(order) and not axis.rest:
+            index = order
+        elif axis.rest is None:
+            index = torch.arange(length).view(-1, len(order), axis.block)[:, order].reshape(-1)
+        else:
+            places, index = positions(axis.place, len(order)), torch.arange(length)
+            index[places] = places[order]
+        return tensor.index_select(dimension, index.to(tensor.device))
+    within = group.order_within(perm, axis.part)
+    assert axis.outer is not None
+    where, stride = axis.outer
+    places = positions(axis.place, within.shape[1])
+    if where == dimension:
+        all_places = torch.arange(len(within))[:, None, None] * stride + places  # (blocks, units, rest)
+        index = torch.arange(length)
+        index[all_places] = torch.gather(all_places, 1, within[:, :, None].expand_as(all_places))
+        return tensor.index_select(dimension, index.to(tensor.device))
+    out = tensor.clone(memory_format=torch.contiguous_format)  # so that the slabs are views
+    slabs = _unflatten(out, where, (-1, len(within), stride)).unbind(where + 1)
+    shifted = dimension + (dimension > where)  # `unbind` took one of the three dimensions that `where` became
+    for slab, order in zip(slabs, within, strict=True):
+        index = torch.arange(length)
+        index[places] = places[order]
+        slab.copy_(slab.index_select(shifted, index.to(tensor.device)))
+    return out
 
 
-def unit_rows(tensor: Tensor, dimension: int, size: int, block: int) -> Tensor:
-    """`tensor` as a matrix of shape (size, rest): one row for each unit along `dimension`; copies where it must."""
+def unit_rows(tensor: Tensor, place: Place, group: Group) -> Tensor:
+    """`tensor` as a matrix (group.num_units(place.part), rest), one row for each unit; copies where it must."""
+    dimension, num = place.dimension, group.num_blocks
+    if place.part == BLOCKS:
+        if place.rest is None:
+            parted = _unflatten(tensor, dimension, (-1, num, place.block))
+            return parted.movedim(dimension + 1, 0).reshape(num, -1)
+        places = positions(place, num)
+        picked = tensor.index_select(dimension, places.reshape(-1).to(tensor.device))
+        return _unflatten(picked, dimension, places.shape).movedim(dimension, 0).reshape(num, -1)
+    assert place.outer is not None
+    where, stride = place.outer
+    places = positions(place, group.parts[place.part])
+    if where == dimension:
+        places = (torch.arange(num)[:, None, None] * stride + places).flatten(0, 1)
+        picked = tensor.index_select(dimension, places.reshape(-1).to(tensor.device))
+        return _unflatten(picked, dimension, places.shape).movedim(dimension, 0).reshape(len(places), -1)
+    picked = _unflatten(tensor.index_select(dimension, places.reshape(-1).to(tensor.device)), dimension, places.shape)
+    outer_at = where if where < dimension else where + 1  # `dimension` became two
+    parted = _unflatten(picked, outer_at, (-1, num, stride))
+    inner_at = dimension if dimension < where else dimension + 2
+    return parted.movedim((outer_at + 1, inner_at), (0, 1)).reshape(num * len(places), -1)
+
+
+def positions(place: Place, num: int) -> Tensor:
+    """Which entries belong to each of `num` units, without the loop over blocks: int64 of shape (num, entries)."""
+    found = place.start + torch.arange(num)[:, None] * place.block
+    for count, stride in place.rest or ():
+        found = (found[:, :, None] + torch.arange(count) * stride).flatten(1)
+    return found
+
+
+def _unflatten(tensor: Tensor, dimension: int, sizes: Sequence[int]) -> Tensor:
     shape = tensor.shape
-    parted = tensor.reshape(*shape[:dimension], -1, size, block, *shape[dimension + 1 :])
-    return parted.movedim(dimension + 1, 0).reshape(size, -1)
+    return tensor.reshape(*shape[:dimension], *sizes, *shape[dimension + 1 :])

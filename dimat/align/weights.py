@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from dimat.align.assign import linear_assignment
 from dimat.align.groups import PermutationSpec
 from dimat.align.matching import GroupMatch, Matching
-from dimat.align.units import Axis, Group, permute_axis, unit_rows
+from dimat.align.solve import best_permutation, total_similarity
+from dimat.align.units import BLOCKS, Axis, Group, permute_axis, unit_rows
 from dimat.errors import AlignmentError
 
 _TIE = 1e-9
@@ -119,17 +119,25 @@ class _Problem:
         """The group's axes that vote."""
         return [axis for axis in group.axes if axis.tensor in self.members]
 
-    def similarity(self, group: Group, axes: Iterable[Axis], perms: Mapping[str, Tensor]) -> Tensor:
-        """s_ij: what the objective gains when unit j of the other model stands at position i, all else held."""
-        total = torch.zeros(group.size, group.size, dtype=torch.float64)
-        for axis in axes:
+    def similarity(self, group: Group, axes: Iterable[Axis], perms: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """s_ij by part: what the objective gains when unit j of the other model stands at position i, all else held.
+
+        A tensor that carries parts of the group's blocks speaks for the parts; its axis of blocks only moves along.
+        """
+        chosen = list(axes)
+        with_parts = {axis.tensor for axis in chosen if axis.part != BLOCKS}
+        found: dict[int, Tensor] = {}
+        for axis in chosen:
+            if axis.part == BLOCKS and axis.tensor in with_parts:
+                continue
             b = self.b[axis.tensor]
             for name, beside in self.members[axis.tensor]:
-                if beside != axis:
-                    b = permute_axis(b, beside, perms[name])
-            rows = [unit_rows(t, axis.dimension, group.size, axis.block) for t in (self.a[axis.tensor], b)]
-            total += (rows[0] @ rows[1].T).to("cpu", torch.float64)
-        return total
+                if beside != axis and not (name == group.name and beside.part == BLOCKS and axis.part != BLOCKS):
+                    b = permute_axis(b, beside, self.spec.by_name[name], perms[name])
+            rows = [unit_rows(t, axis.place, group) for t in (self.a[axis.tensor], b)]
+            gram = (rows[0] @ rows[1].T).to("cpu", torch.float64)
+            found[axis.part] = found[axis.part] + gram if axis.part in found else gram
+        return found
 
     def outside_in(self) -> dict[str, Tensor]:
         """The start that reads only what is certain: groups beside fixed axes first, then from placed ones onwards."""
@@ -148,7 +156,7 @@ class _Problem:
             evidence = {name: sum(self.a[axis.tensor].numel() for axis in axes) for name, axes in known.items()}
             name = max(evidence, key=lambda one: evidence[one])
             group = self.spec.by_name[name]
-            perms[name] = _assign(self.similarity(group, known[name], perms))
+            perms[name] = _solve(group, self.similarity(group, known[name], perms))
             placed.add(name)
         return perms
 
@@ -157,16 +165,17 @@ class _Problem:
         group, old = self.spec.by_name[name], perms[name]
         axes = self.axes(group)
         similarity = self.similarity(group, axes, perms)
-        new = _assign(similarity)
-        here = torch.arange(group.size)
-        gain = float((similarity[here, new] - similarity[here, old]).sum())
+        new = _solve(group, similarity)
+        here = total_similarity(group, similarity, old)
+        gain = total_similarity(group, similarity, new) - here
+        size = sum(float(matrix.abs().sum()) for matrix in similarity.values())
         if name in self.twice:
             # The similarity holds the group's second axis at its old order, so its gain is a guess: weigh the tensors.
             tensors = {axis.tensor for axis in axes}
             gain = self.objective({**perms, name: new}, tensors) - self.objective(perms, tensors)
         else:
-            assert gain >= -1e-9 * float(similarity.abs().sum()), "the assignment lowered the objective it maximises"
-        return new if gain > 1e-7 * float(similarity[here, old].abs().sum()) else None
+            assert gain >= -1e-9 * size, "the assignment lowered the objective it maximises"
+        return new if gain > 1e-7 * abs(here) else None
 
     def objective(self, perms: Mapping[str, Tensor], tensors: Iterable[str] | None = None) -> float:
         """⟨A, π(B)⟩ over `tensors`, by default all that vote."""
@@ -174,7 +183,7 @@ class _Problem:
         for name in sorted(self.members if tensors is None else tensors):
             b = self.b[name]
             for group, axis in self.members[name]:
-                b = permute_axis(b, axis, perms[group])
+                b = permute_axis(b, axis, self.spec.by_name[group], perms[group])
             total += float(torch.sum(self.a[name] * b, dtype=torch.float64))
         return total
 
@@ -189,10 +198,9 @@ class _Problem:
         return Matching(perms, tuple(stats), self.objective(identity), self.objective(perms))
 
 
-def _assign(similarity: Tensor) -> Tensor:
-    scale = float(similarity.abs().mean())
-    bonus = _TIE * scale * torch.eye(len(similarity), dtype=torch.float64)
-    return torch.from_numpy(linear_assignment((similarity + bonus).numpy()))
+def _solve(group: Group, similarity: Mapping[int, Tensor]) -> Tensor:
+    scale = sum(float(matrix.abs().mean()) for matrix in similarity.values())
+    return best_permutation(group, similarity, stickiness=_TIE * scale)
 
 
 def _wide(tensor: Tensor, name: str) -> Tensor:

@@ -128,8 +128,8 @@ def test_a_spec_written_by_hand_needs_groups_alone() -> None:
 def test_what_is_no_spec_is_refused(text: str) -> None:
     with pytest.raises(AlignmentError, match="not a permutation spec"):
         PermutationSpec.from_json(text)
-    with pytest.raises(AlignmentError, match="unknown structure 'heads'"):
-        PermutationSpec.from_json('{"groups": [{"name": "a", "size": 2, "axes": [], "structure": "heads"}]}')
+    with pytest.raises(AlignmentError, match="unknown structure 'hats'"):
+        PermutationSpec.from_json('{"groups": [{"name": "a", "size": 2, "axes": [], "structure": "hats"}]}')
 
 
 def test_print_states_groups_coverage_and_what_froze() -> None:
