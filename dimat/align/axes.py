@@ -1,16 +1,26 @@
-"""Symbolic axes: which tensor dimensions carry the same units, kept in a union-find with factors.
+"""Symbolic axes: which tensor dimensions carry the same units, kept in a union-find whose atoms can be refined.
 
 A dimension is a product of *atoms*, outermost first: a convolution's channels are one atom (C), after `flatten` they
 are (C, H, W). An operator *ties* the dimensions that it matches entry by entry (a linear layer's input with the
-columns of its weight), which unites their atoms, or *freezes* what it cannot permute. Where a whole dimension meets a
-product, the whole is split into the same factors. A dimension of length one has no atoms: it has no order.
+columns of its weight), which unites their atoms, or *freezes* what it cannot permute. Where the units of an atom turn
+out to be of several kinds, the atom is refined, once for all places where it stands:
+
+- into a **product** (outer, inner), where a reshape takes it apart: heads and the units inside of each;
+- into **segments**, where it is cut or was joined: the rows of a packed q, k, v; the channels after `cat`;
+- into a **family** over a frozen atom T, where entry t of T is picked: of (3, heads, units) the t-th has its own
+  order of heads.
+
+Inner atoms may have another order inside of every outer unit. Which atoms an atom may *follow* so is noted when it
+arises; `dimat.align.settle` finds out which of that is left at the end. A dimension of length one has no atoms: it has
+no order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 Dim = tuple[int, ...]
 """One dimension: its atoms, outermost first."""
@@ -18,7 +28,7 @@ Dim = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The operator that froze or split an atom, and the module in which it was called."""
+    """The operator that froze an atom, and the module in which it was called."""
 
     operator: str
     module: str
@@ -29,8 +39,10 @@ class _Atom:
     size: int
     movable: bool = True
     cause: Cause | None = None  # None while frozen: by nature (inputs, outputs, space), not for want of knowledge
-    factors: tuple[int, int] | None = None
-    split_by: Cause | None = None
+    product: Dim | None = None
+    segments: tuple[Dim, ...] | None = None
+    family: tuple[int, Dim] | None = None  # the atom T, and one atom for each of its entries
+    may_follow: set[int] = field(default_factory=set)
 
 
 class AxisTable:
@@ -40,8 +52,10 @@ class AxisTable:
         self._parent: list[int] = []
         self._atoms: list[_Atom] = []
 
+    # ---- making and reading dimensions
+
     def free(self, size: int) -> Dim:
-        """A new dimension that may move: an axis of a parameter."""
+        """A new dimension that may move: an axis of a parameter, or one along which all entries are alike."""
         return self._new(_Atom(size))
 
     def fixed(self, size: int, cause: Cause | None = None) -> Dim:
@@ -58,37 +72,58 @@ class AxisTable:
         stack = list(reversed(dim))
         while stack:
             atom = self._find(stack.pop())
-            factors = self._atoms[atom].factors
-            if factors is None:
+            product = self._atoms[atom].product
+            if product is None:
                 out.append(atom)
             else:
-                stack.extend(reversed(factors))
+                stack.extend(reversed(product))
         return tuple(atom for atom in out if self._atoms[atom].size > 1)
 
-    def blocks(self, dim: Dim) -> list[tuple[int, int]]:
-        """The atoms of a dimension, each with the number of consecutive entries that belong to one of its units."""
-        out = []
-        block = 1
-        for atom in reversed(self.atoms(dim)):
-            out.append((atom, block))
-            block *= self.size(atom)
-        return out[::-1]
+    def leaves(self, dim: Dim) -> Iterator[int]:
+        """Every atom inside the dimension that is not refined any further, in all segments and family members."""
+        for atom in self.atoms(dim):
+            entry = self._atoms[atom]
+            if entry.segments is not None:
+                for segment in entry.segments:
+                    yield from self.leaves(segment)
+            elif entry.family is not None:
+                yield from self.leaves(entry.family[1])
+            else:
+                yield atom
 
     def size(self, atom: int) -> int:
         """Number of units of an atom."""
         return self._atoms[atom].size
 
     def movable(self, atom: int) -> bool:
-        """Whether nothing has frozen the atom (one that `atoms` returned)."""
+        """Whether nothing has frozen the atom (one that `leaves` returned)."""
         return self._atoms[atom].movable
 
     def cause(self, atom: int) -> Cause | None:
         """What froze the atom for want of knowledge, if anything did."""
         return self._atoms[atom].cause
 
+    def segments(self, atom: int) -> tuple[Dim, ...] | None:
+        """The dimensions that stand one after the other in a segmented atom, else None."""
+        return self._atoms[atom].segments
+
+    def family(self, atom: int) -> tuple[int, Dim] | None:
+        """The atom that a family stands over and the family's members, else None."""
+        family = self._atoms[atom].family
+        return None if family is None else (self._find(family[0]), family[1])
+
+    def may_follow(self, atom: int) -> set[int]:
+        """The atoms on which the order inside of `atom` may depend, as far as its origin goes."""
+        found: set[int] = set()
+        for other in self._atoms[atom].may_follow:
+            found.update(self.leaves((other,)))
+        return found - {atom}
+
+    # ---- losing freedom
+
     def freeze(self, dim: Dim, cause: Cause | None = None) -> None:
         """Keep a dimension in its order; with no `cause` because it lies in its nature."""
-        for atom in self.atoms(dim):
+        for atom in self.leaves(dim):
             entry = self._atoms[atom]
             if entry.movable:
                 entry.movable, entry.cause = False, cause
@@ -96,27 +131,26 @@ class AxisTable:
                 entry.cause = None
 
     def tie(self, one: Dim, other: Dim, cause: Cause) -> None:
-        """Let two dimensions of equal length move together only; `cause` answers for what that splits."""
+        """Let two dimensions of equal length move together only; `cause` answers for what cannot be matched."""
         left, right = list(reversed(self.atoms(one))), list(reversed(self.atoms(other)))
         while left and right:
             a, b = self.atoms((left.pop(),)), self.atoms((right.pop(),))
-            if len(a) > 1 or len(b) > 1:  # an atom that occurs twice was split meanwhile
+            if len(a) > 1 or len(b) > 1:  # an atom that occurs twice was refined meanwhile
                 left.extend(reversed(a))
                 right.extend(reversed(b))
                 continue
             large, small = self.size(a[0]), self.size(b[0])
             if large == small:
-                self._unite(a[0], b[0])
-            elif large % small == 0:
-                left.extend(reversed(self._split(a[0], small, cause)))
-                right.append(b[0])
-            elif small % large == 0:
-                right.extend(reversed(self._split(b[0], large, cause)))
+                self._unite(a[0], b[0], cause)
+            elif self._split_larger(a[0], b[0], cause):
                 left.append(a[0])
+                right.append(b[0])
             else:
                 self.freeze((*a, *left, *b, *right), cause)
                 return
         assert not left and not right, "dimensions of unequal length were tied"
+
+    # ---- taking apart and putting together
 
     def regroup(self, dims: Sequence[Dim], shape: Sequence[int], cause: Cause) -> list[Dim]:
         """The dimensions after a reshape to `shape`: the same atoms in the same order, dealt anew."""
@@ -132,11 +166,8 @@ class AxisTable:
                 if need % size == 0:
                     taken.append(parts[0])
                     need //= size
-                elif size % need == 0:
-                    first, *others = self._split(parts[0], need, cause)
-                    taken.append(first)
-                    rest.extend(reversed(others))
-                    need = 1
+                elif size % need == 0 and self._split(parts[0], need, cause):
+                    rest.append(parts[0])
                 else:
                     for dim in dims:
                         self.freeze(dim, cause)
@@ -144,17 +175,52 @@ class AxisTable:
             out.append(tuple(taken))
         return out
 
-    def settle(self) -> None:
-        """Freeze atoms that were split into two factors which both still move.
+    def join(self, dims: Sequence[Dim]) -> Dim:
+        """One dimension after the other, as `cat` puts them."""
+        if len(dims) == 1:
+            return dims[0]
+        return self._new(_Atom(sum(self.length(dim) for dim in dims), segments=tuple(dims)))
 
-        Heads and the units inside each, or the groups of a grouped convolution, need a permutation of the outer and
-        one inner permutation for each: a structure of its own that no plain group can state.
-        """
-        for atom in self._atoms:
-            if atom.factors is not None:
-                moving = [part for part in self.atoms(atom.factors) if self._atoms[part].movable]
-                if len(moving) > 1:
-                    self.freeze(tuple(moving), atom.split_by)
+    def cut(self, dim: Dim, start: int, stop: int, cause: Cause) -> Dim:
+        """The entries from `start` to `stop`; what is cut becomes segments that move each for itself."""
+        if (start, stop) == (0, self.length(dim)):
+            return dim
+        head, *inner = self.atoms(dim) or (None,)
+        block = self.length(tuple(inner))
+        if head is None or stop <= start or start % block or stop % block:
+            self.freeze(dim, cause)
+            return self.fixed(stop - start, cause)
+        return (*self._slice(head, start // block, stop // block, cause), *inner)
+
+    def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
+        """The dimensions without the one at `at`, of which one entry is picked; that dimension has an order then."""
+        self.freeze(dims[at])
+        picked = self.atoms(dims[at])
+        rest = [dim for i, dim in enumerate(dims) if i != at]
+        if len(picked) != 1 or self._atoms[picked[0]].segments or self._atoms[picked[0]].family:
+            return rest
+        followers = [
+            atom
+            for dim in rest
+            for atom in self.atoms(dim)
+            if self._is_plain(atom) and self._atoms[atom].movable and picked[0] in self.may_follow(atom)
+        ]
+        for atom in dict.fromkeys(followers):
+            members = tuple(self._new(_Atom(self.size(atom)))[0] for _ in range(self.size(picked[0])))
+            self._atoms[atom].family = (picked[0], members)
+        for atom in dict.fromkeys(followers):
+            self._inherit(atom, picked[0])
+        return [tuple(self._member(atom, picked[0], index) for atom in self.atoms(dim)) for dim in rest]
+
+    def collapse(self, atom: int, cause: Cause) -> None:
+        """Give up a family: all its members have one order."""
+        entry = self._atoms[self._find(atom)]
+        if entry.family is not None:
+            members, entry.family = entry.family[1], None
+            for member in members:
+                self.tie((atom,), (member,), cause)
+
+    # ---- inside
 
     def _new(self, atom: _Atom) -> Dim:
         if atom.size == 1:
@@ -169,19 +235,129 @@ class AxisTable:
             atom = self._parent[atom]
         return atom
 
-    def _unite(self, one: int, other: int) -> None:
-        keep, drop = sorted((one, other))
+    def _is_plain(self, atom: int) -> bool:
+        entry = self._atoms[atom]
+        return entry.product is None and entry.segments is None and entry.family is None
+
+    def _unite(self, one: int, other: int, cause: Cause) -> None:
+        """Two atoms of one size become one; what is refined stays, and a plain one takes over its refinement."""
+        keep, drop = sorted((self._find(one), self._find(other)), key=lambda atom: (self._is_plain(atom), atom))
         if keep == drop:
             return
         a, b = self._atoms[keep], self._atoms[drop]
-        if not b.movable:
-            a.cause = b.cause if a.movable or b.cause is None else a.cause
-            a.movable = False
-        self._parent[drop] = keep
+        mine, theirs = self.family(keep), self.family(drop)
+        alike = self._is_plain(drop) or (mine is not None and theirs is not None and mine[0] == theirs[0])
+        for atom, stays in ((keep, alike and not self._within(keep, drop)), (drop, alike)):
+            if not stays and self._atoms[atom].family is not None:
+                self.collapse(atom, cause)
+                self.tie((keep,), (drop,), cause)
+                return
+        if mine is not None and theirs is not None:
+            for one_member, other_member in zip(mine[1], theirs[1], strict=True):
+                self.tie((one_member,), (other_member,), cause)
+        elif a.segments is not None and b.segments is not None:
+            self._tie_segments(a.segments, b.segments, cause)
+        elif not b.movable:
+            self.freeze((keep,), b.cause)
+        if self._is_plain(keep):
+            a.may_follow |= b.may_follow
+        else:
+            for leaf in self.leaves((keep,)):
+                self._atoms[leaf].may_follow |= b.may_follow
+        keep, drop = self._find(keep), self._find(drop)
+        if keep != drop:
+            self._parent[drop] = keep
 
-    def _split(self, atom: int, outer: int, cause: Cause) -> Dim:
+    def _within(self, family: int, atom: int) -> bool:
+        """Whether `atom` is a member of the family, or of a family among its members."""
+        found = self._atoms[self._find(family)].family
+        return found is not None and any(
+            self._find(member) == atom or self._within(member, atom) for member in found[1]
+        )
+
+    def _tie_segments(self, one: Sequence[Dim], other: Sequence[Dim], cause: Cause) -> None:
+        left, right = list(reversed(self._flat(one))), list(reversed(self._flat(other)))
+        while left and right:
+            a, b = left.pop(), right.pop()
+            n, m = self.length(a), self.length(b)
+            if n > m:
+                left.append(self.cut(a, m, n, cause))
+                a = self.cut(a, 0, m, cause)
+            elif m > n:
+                right.append(self.cut(b, n, m, cause))
+                b = self.cut(b, 0, n, cause)
+            self.tie(a, b, cause)
+
+    def _flat(self, segments: Sequence[Dim]) -> list[Dim]:
+        """Segments of segments in one row."""
+        out: list[Dim] = []
+        for segment in segments:
+            atoms = self.atoms(segment)
+            inner = self._atoms[atoms[0]].segments if len(atoms) == 1 else None
+            out.extend([segment] if inner is None else self._flat(inner))
+        return out
+
+    def _split_larger(self, one: int, other: int, cause: Cause) -> bool:
+        """Take the smaller atom's units out of the larger; False when they do not go into it."""
+        large, small = sorted((one, other), key=self.size, reverse=True)
+        return self.size(large) % self.size(small) == 0 and self._split(large, self.size(small), cause)
+
+    def _split(self, atom: int, outer: int, cause: Cause) -> bool:
+        """Refine an atom into `outer` times the rest; False when its segments forbid that."""
         entry = self._atoms[atom]
-        parts = [_Atom(size, entry.movable, entry.cause) for size in (outer, entry.size // outer)]
-        first, second = (self._new(part)[0] for part in parts)
-        entry.factors, entry.split_by = (first, second), cause
-        return (first, second)
+        inner = entry.size // outer
+        if entry.family is not None:
+            self.collapse(atom, cause)
+            return True  # whoever asked looks again
+        if entry.segments is None:
+            first, second = (
+                self._new(_Atom(n, entry.movable, entry.cause, may_follow=set(entry.may_follow)))
+                for n in (outer, inner)
+            )
+            self._atoms[second[0]].may_follow.update(first)
+            entry.product = (*first, *second)
+            return True
+        if any(self.length(segment) % inner for segment in entry.segments):
+            return False
+        pairs = [self.regroup([one], (self.length(one) // inner, inner), cause) for one in entry.segments]
+        for _, unit in pairs[1:]:
+            self.tie(pairs[0][1], unit, cause)
+        entry.product, entry.segments = (*self.join([first for first, _ in pairs]), *pairs[0][1]), None
+        return True
+
+    def _slice(self, atom: int, start: int, stop: int, cause: Cause) -> Dim:
+        if (start, stop) == (0, self.size(atom)):
+            return (atom,)
+        entry = self._atoms[atom]
+        if entry.family is not None:
+            self.collapse(atom, cause)
+            return self.cut((atom,), start, stop, cause)
+        if entry.segments is None:
+            if not entry.movable:
+                return self.fixed(stop - start, entry.cause)
+            bounds = sorted({0, start, stop, entry.size})
+            entry.segments = tuple(
+                self._new(_Atom(b - a, may_follow=set(entry.may_follow))) for a, b in pairwise(bounds)
+            )
+            return entry.segments[bounds.index(start)]
+        taken: list[Dim] = []
+        offset = 0
+        for segment in entry.segments:
+            length = self.length(segment)
+            first, last = max(start - offset, 0), min(stop - offset, length)
+            if first < last:
+                taken.append(self.cut(segment, first, last, cause))
+            offset += length
+        return self.join(taken)
+
+    def _inherit(self, atom: int, over: int) -> None:
+        """A family's members follow what the family followed, member by member."""
+        entry = self._atoms[atom]
+        assert entry.family is not None
+        for index, member in enumerate(entry.family[1]):
+            others = {other for start in entry.may_follow for other in self.atoms((start,))} - {over}
+            self._atoms[member].may_follow = {self._member(other, over, index) for other in others}
+
+    def _member(self, atom: int, over: int, index: int) -> int:
+        family = self.family(atom)
+        return family[1][index] if family is not None and family[0] == over else atom

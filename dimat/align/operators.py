@@ -16,7 +16,7 @@ The rule of a module class gets the module before the inputs; `context.parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -64,6 +64,25 @@ class Context(Protocol):
 
     def fixed(self, length: int) -> Dim:
         """A new dimension that stays in order."""
+
+    def free(self, length: int) -> Dim:
+        """A new dimension along which all entries are alike (expanded, or padded with one value)."""
+
+    def contract(self, one: Dim, other: Dim, shared: Sequence[Dim] = ()) -> None:
+        """Two dimensions are summed over together.
+
+        `shared` are the dimensions that the operator holds aligned meanwhile (the batch of a matrix product): only
+        inside of them, or in the same dimension, may inner units have an order of their own.
+        """
+
+    def cut(self, dim: Dim, start: int, stop: int) -> Dim:
+        """The entries of a dimension from `start` to `stop`."""
+
+    def join(self, dims: Sequence[Dim]) -> Dim:
+        """Dimensions one after the other."""
+
+    def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
+        """The dimensions without the one at `at`, of which the entry `index` is picked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from dimat.align.axes import AxisTable
 from dimat.align.calls import Calls, call_model, tensors_in
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Symbolic
+from dimat.align.settle import Spot, spots
 from dimat.align.units import BLOCKS, Group, Place, Tap, unit_rows
 from dimat.errors import AlignmentError
 
@@ -31,25 +32,31 @@ class Record:
     outputs: tuple[Symbolic, ...]
 
 
-def choose_taps(records: Iterable[Record], table: AxisTable, atoms: set[int]) -> dict[int, tuple[Tap, ...]]:
-    """Inputs of activation functions; for groups that meet none, inputs of the operators in which they vanish."""
-    before: dict[int, list[Tap]] = {atom: [] for atom in atoms}
-    last: dict[int, list[Tap]] = {atom: [] for atom in atoms}
-    seen: set[tuple[bool, int, int, int]] = set()
+def choose_taps(
+    records: Iterable[Record], table: AxisTable, leaders: Mapping[int, int], atoms: set[int]
+) -> dict[int, list[tuple[Tap, Spot]]]:
+    """Inputs of activation functions; for atoms that meet none, inputs of the operators in which they vanish.
+
+    An inner atom is read where the one that it follows stands beside it. The taps have no place yet: that depends on
+    the group, and follows from the spot.
+    """
+    before: dict[int, list[tuple[Tap, Spot]]] = {atom: [] for atom in atoms}
+    last: dict[int, list[tuple[Tap, Spot]]] = {atom: [] for atom in atoms}
+    seen: set[tuple[bool, int, Spot]] = set()
     for record in records:
-        kept = {atom for symbol in record.outputs for dim in symbol.dims for atom in table.atoms(dim)}
+        kept = {atom for symbol in record.outputs for dim in symbol.dims for atom in table.leaves(dim)}
         for argument, symbol in enumerate(record.inputs):
             if not symbol.from_input:
                 continue
-            for dimension, dim in enumerate(symbol.dims):
-                for atom, block in table.blocks(dim):
-                    key = (record.nonlinear, id(symbol), atom, dimension)
-                    if atom not in atoms or key in seen or not (record.nonlinear or atom not in kept):
-                        continue
-                    seen.add(key)
-                    tap = Tap(record.call, record.operator, argument, Place(dimension, block))
-                    (before if record.nonlinear else last)[atom].append(tap)
-    return {atom: tuple(before[atom] or last[atom]) for atom in atoms}
+            for spot in spots(table, symbol.dims):
+                key = (record.nonlinear, id(symbol), spot)
+                if spot.atom not in atoms or key in seen or not (record.nonlinear or spot.atom not in kept):
+                    continue
+                seen.add(key)
+                if spot.reachable and leaders.get(spot.atom, spot.atom) in (spot.atom, *spot.companions()):
+                    tap = Tap(record.call, record.operator, argument, Place(spot.dimension))
+                    (before if record.nonlinear else last)[spot.atom].append((tap, spot))
+    return {atom: before[atom] or last[atom] for atom in atoms}
 
 
 def read_taps(spec: PermutationSpec, model: nn.Module, batch: Any, sink: Sink) -> None:

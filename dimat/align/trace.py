@@ -8,7 +8,7 @@ operator without a rule freezes what reaches it and is reported: it never gives 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 import dimat.align.rules  # noqa: F401  registers what comes with dimat
 from dimat.align.axes import AxisTable, Cause, Dim
 from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, tensors_in, user_line
+from dimat.align.grouping import find_groups
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Operator, Symbolic, find_operator
-from dimat.align.taps import Record, choose_taps
-from dimat.align.units import Axis, Frozen, Group, TensorInfo
+from dimat.align.settle import Contraction
+from dimat.align.taps import Record
+from dimat.align.units import Frozen, TensorInfo
 from dimat.errors import AlignmentError
 
 _ESCAPES = CONVERSIONS | frozenset(["item", "tolist", "numpy", "equal", "allclose", "is_nonzero"])
@@ -82,6 +84,7 @@ class _Tracer(Calls):
         self._symbols: dict[int, Symbolic] = {}
         self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
         self._records: list[Record] = []
+        self._contractions: list[Contraction] = []
         self._used: set[int] = set()
         self._modules = {id(module): name for name, module in model.named_modules()}
         persistent = model.state_dict(keep_vars=True)
@@ -126,6 +129,27 @@ class _Tracer(Calls):
     def fixed(self, length: int) -> Dim:
         """A new dimension that stays in order."""
         return self.table.fixed(length)
+
+    def free(self, length: int) -> Dim:
+        """A new dimension along which all entries are alike."""
+        return self.table.free(length)
+
+    def contract(self, one: Dim, other: Dim, shared: Sequence[Dim] = ()) -> None:
+        """Two dimensions are summed over together; `shared` are held aligned meanwhile."""
+        self.table.tie(one, other, self.cause)
+        self._contractions.append(Contraction(one, tuple(shared)))
+
+    def cut(self, dim: Dim, start: int, stop: int) -> Dim:
+        """The entries of a dimension from `start` to `stop`."""
+        return self.table.cut(dim, start, stop, self.cause)
+
+    def join(self, dims: Sequence[Dim]) -> Dim:
+        """Dimensions one after the other."""
+        return self.table.join(dims)
+
+    def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
+        """The dimensions without the one at `at`, of which the entry `index` is picked."""
+        return self.table.select(dims, at, index)
 
     # ---- the pass
 
@@ -241,33 +265,23 @@ class _Tracer(Calls):
                 # A head that only training uses would still read its units in order: it is reported.
                 self.cause = Cause("absence from the pass", "")
                 self.unsupported(*self._symbols[id(tensor)].dims)
-        self.table.settle()
-        members: dict[int, list[Axis]] = {}
+        members = {
+            name: self._symbols[id(tensor)].dims for name, tensor in self._names.items() if id(tensor) in self._weights
+        }
+        groups = find_groups(self.table, members, self._records, self._contractions)
         lost: dict[Cause, dict[int, int]] = {}
-        for name, tensor in self._names.items():
-            if id(tensor) not in self._weights:
-                continue
-            for dimension, dim in enumerate(self._symbols[id(tensor)].dims):
-                for atom, block in self.table.blocks(dim):
-                    cause = self.table.cause(atom)
-                    if self.table.movable(atom):
-                        members.setdefault(atom, []).append(Axis(name, dimension, block))
-                    elif cause is not None and isinstance(tensor, nn.Parameter):
-                        lost.setdefault(cause, {})[id(tensor)] = tensor.numel()
-        taps = choose_taps(self._records, self.table, set(members))
-        groups = tuple(
-            Group(_name(axes[0]), self.table.size(atom), tuple(axes), taps[atom]) for atom, axes in members.items()
-        )
+        for name, dims in members.items():
+            tensor = self._names[name]
+            for atom in (leaf for dim in dims for leaf in self.table.leaves(dim)):
+                cause = self.table.cause(atom)
+                if not self.table.movable(atom) and cause is not None and isinstance(tensor, nn.Parameter):
+                    lost.setdefault(cause, {})[id(tensor)] = tensor.numel()
         frozen = tuple(Frozen(cause.operator, cause.module, sum(sizes.values())) for cause, sizes in lost.items())
         tensors = tuple(
             TensorInfo(name, tuple(tensor.shape), isinstance(tensor, nn.Parameter))
             for name, tensor in self._names.items()
         )
         return PermutationSpec(groups, tensors, frozen)
-
-
-def _name(axis: Axis) -> str:
-    return f"{axis.tensor}:{axis.dimension}" + (f"/{axis.block}" if axis.block > 1 else "")
 
 
 def _plain_values(module: nn.Module) -> list[Any]:

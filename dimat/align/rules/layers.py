@@ -12,7 +12,7 @@ from dimat.align.operators import Context, Symbolic, register_operator
 @register_operator("linear")
 def linear(context: Context, input: Symbolic, weight: Symbolic, bias: Symbolic | None = None) -> tuple[Dim, ...]:
     """Y = x Wᵀ + b with W of shape (out, in)."""
-    context.tie(input.dims[-1], weight.dims[-1])
+    context.contract(input.dims[-1], weight.dims[-1])
     out = weight.dims[:-1]
     if bias is not None and out:
         context.tie(out[0], bias.dims[0])
@@ -30,18 +30,15 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Dim, ...]:
-    """Weight of shape (out, in / groups, kernel...); depthwise when there are as many groups as input channels."""
+    """Weight of shape (out, in / groups, kernel...): groups may change places, and channels inside of each."""
     spatial = weight.ndim - 2
     channels, out = input.dims[-spatial - 1], weight.dims[0]
     context.freeze(*weight.dims[2:], *input.dims[-spatial:])
-    if groups == 1:
-        context.tie(channels, weight.dims[1])
-    elif groups == input.shape[-spatial - 1]:
-        each, several = context.table.regroup([out], (groups, weight.shape[0] // groups), context.cause)
-        context.tie(channels, each)
-        context.freeze(several)
-    else:
-        context.unsupported(channels, out, weight.dims[1])
+    several, each = context.table.regroup([channels], (groups, weight.shape[1]), context.cause)
+    outer, inner = context.table.regroup([out], (groups, weight.shape[0] // groups), context.cause)
+    context.tie(several, outer)
+    context.contract(each, weight.dims[1], shared=[several])
+    out = (*outer, *inner)
     if bias is not None:
         context.tie(out, bias.dims[0])
     space = tuple(context.fixed(length) for length in context.shapes[0][-spatial:])
@@ -64,11 +61,11 @@ def transposed_convolution(
     spatial = weight.ndim - 2
     channels, out = input.dims[-spatial - 1], weight.dims[1]
     context.freeze(*weight.dims[2:], *input.dims[-spatial:])
-    if groups == 1:
-        context.tie(channels, weight.dims[0])
-    else:
-        context.unsupported(channels, *weight.dims[:2])
-        out = context.fixed(context.shapes[0][-spatial - 1])
+    several, each = context.table.regroup([channels], (groups, weight.shape[0] // groups), context.cause)
+    outer, inner = context.table.regroup([weight.dims[0]], (groups, weight.shape[0] // groups), context.cause)
+    context.tie(several, outer)
+    context.contract(each, inner, shared=[several])
+    out = (*several, *out)
     if bias is not None:
         context.tie(out, bias.dims[0])
     space = tuple(context.fixed(length) for length in context.shapes[0][-spatial:])
@@ -119,13 +116,12 @@ def group_norm(
     bias: Symbolic | None = None,
     eps: float = 1e-5,
 ) -> tuple[Dim, ...]:
-    """With one group, or one for each channel, channels move freely; between these only inside bounds."""
+    """Groups may change places, and channels inside of each."""
     for vector in (weight, bias):
         if vector is not None:
             context.tie(input.dims[1], vector.dims[0])
-    if num_groups not in (1, input.shape[1]):
-        context.unsupported(input.dims[1])
-    return input.dims
+    groups = context.table.regroup([input.dims[1]], (num_groups, input.shape[1] // num_groups), context.cause)
+    return (input.dims[0], tuple(atom for dim in groups for atom in dim), *input.dims[2:])
 
 
 @register_operator("embedding")
@@ -138,7 +134,6 @@ def embedding(context: Context, input: Symbolic, weight: Symbolic, *args: Any, *
 @register_operator("matmul", "bmm", "mm")
 def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
     """The inner dimension is summed over; leading ones broadcast."""
-    context.tie(input.dims[-1], other.dims[-2] if other.ndim > 1 else other.dims[0])
     rows, columns = input.dims[-2:-1], other.dims[-1:] if other.ndim > 1 else ()
     batch: list[Dim] = []
     for back in range(max(input.ndim, other.ndim), 2, -1):
@@ -146,6 +141,7 @@ def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...
         if len(long) == 2:
             context.tie(*long)
         batch.append(long[0] if long else ())
+    context.contract(input.dims[-1], other.dims[-2] if other.ndim > 1 else other.dims[0], shared=batch)
     return (*batch, *rows, *columns)
 
 

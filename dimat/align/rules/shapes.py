@@ -7,7 +7,6 @@ from typing import Any
 
 from dimat.align.axes import Dim
 from dimat.align.operators import Context, Rule, Symbolic, register_operator
-from dimat.align.rules.entrywise import entrywise
 
 
 def _pooling(spatial: int) -> Rule:
@@ -81,63 +80,125 @@ def reverse(context: Context, input: Symbolic) -> tuple[Dim, ...]:
 
 @register_operator("expand", "expand_as", "broadcast_to")
 def expand(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """Repeats along dimensions of length one."""
+    """Repeats along dimensions of length one: what is repeated is alike, and may move."""
     shape = context.shapes[0]
-    return entrywise(context, input) if len(shape) >= input.ndim else input.dims
+    new = len(shape) - input.ndim
+    old = zip(input.dims, input.shape, shape[new:], strict=True)
+    return (
+        *(context.free(length) for length in shape[:new]),
+        *(dim if before == after else context.free(after) for dim, before, after in old),
+    )
+
+
+@register_operator("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def constant(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Entries that are all alike."""
+    if any(isinstance(value, Symbolic) for value in (*args[1:], *kwargs.values())):
+        raise TypeError("filled with a tensor")
+    return tuple(context.free(length) for length in context.shapes[0])
 
 
 @register_operator("pad")
-def pad(context: Context, input: Symbolic, pad: Sequence[int], *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """Dimensions that get a border stay in order; `pad` counts from the last one."""
+def pad(
+    context: Context, input: Symbolic, pad: Sequence[int], mode: str = "constant", value: Any = None
+) -> tuple[Dim, ...]:
+    """A border of one value has no order; any other border repeats what stands beside it. `pad` counts from the end."""
     dims = list(input.dims)
-    for i in range(len(pad) // 2):
-        if pad[2 * i] or pad[2 * i + 1]:
-            context.unsupported(dims[-1 - i])
-            dims[-1 - i] = context.fixed(context.shapes[0][-1 - i])
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        at = -1 - i
+        if not before and not after:
+            continue
+        if mode != "constant" or isinstance(value, Symbolic):
+            context.unsupported(dims[at])
+            dims[at] = context.fixed(context.shapes[0][at])
+        else:
+            inside = context.cut(dims[at], max(-before, 0), input.shape[at] - max(-after, 0))
+            border = [context.free(max(length, 0)) for length in (before, after)]
+            dims[at] = context.join([dim for dim in (border[0], inside, border[1]) if context.table.length(dim)])
     return tuple(dims)
 
 
-@register_operator("chunk", "split", "tensor_split", "narrow")
+@register_operator("chunk", "split", "tensor_split", "split_with_sizes")
 def parts(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> list[tuple[Dim, ...]]:
-    """A dimension that is cut stays in order; the others move."""
-    for i, dim in enumerate(input.dims):
-        if any(shape[i] != input.shape[i] for shape in context.shapes):
-            context.unsupported(dim)
-    return [
-        tuple(dim if n == m else context.fixed(n) for dim, n, m in zip(input.dims, shape, input.shape, strict=True))
-        for shape in context.shapes
-    ]
+    """A dimension that is cut up: its pieces move each for itself."""
+    cut = [i for i in range(input.ndim) if any(shape[i] != input.shape[i] for shape in context.shapes)]
+    if not cut:
+        return [input.dims for _ in context.shapes]
+    (at,) = cut
+    out, start = [], 0
+    for shape in context.shapes:
+        dims = list(input.dims)
+        dims[at] = context.cut(input.dims[at], start, start + shape[at])
+        out.append(tuple(dims))
+        start += shape[at]
+    return out
+
+
+@register_operator("glu")
+def gated(context: Context, input: Symbolic, dim: int = -1) -> tuple[Dim, ...]:
+    """The first half times the sigmoid of the second."""
+    dims, half = list(input.dims), input.shape[dim] // 2
+    first, second = (context.cut(dims[dim], start, start + half) for start in (0, half))
+    context.tie(first, second)
+    dims[dim] = first
+    return tuple(dims)
+
+
+@register_operator("narrow")
+def narrow(context: Context, input: Symbolic, dim: int, start: int, length: int) -> tuple[Dim, ...]:
+    """A slice of one dimension."""
+    dims = list(input.dims)
+    start = start % input.shape[dim] if start < 0 else start
+    dims[dim] = context.cut(dims[dim], start, start + length)
+    return tuple(dims)
 
 
 @register_operator("unbind")
 def unbind(context: Context, input: Symbolic, dim: int = 0) -> list[tuple[Dim, ...]]:
     """One output for each entry of a dimension, which stays in order."""
-    context.unsupported(input.dims[dim])
-    rest = tuple(own for i, own in enumerate(input.dims) if i != dim % input.ndim)
-    return [rest] * len(context.shapes)
+    at = dim % input.ndim
+    return [tuple(context.select(input.dims, at, index)) for index in range(len(context.shapes))]
+
+
+@register_operator("select")
+def select(context: Context, input: Symbolic, dim: int, index: int) -> tuple[Dim, ...]:
+    """One entry of a dimension, which stays in order."""
+    return tuple(context.select(input.dims, dim % input.ndim, index % input.shape[dim]))
 
 
 @register_operator("cat", "concat", "concatenate")
 def concatenate(
     context: Context, tensors: Sequence[Symbolic], dim: int = 0, *, axis: int | None = None
 ) -> tuple[Dim, ...]:
-    """Joined dimensions stay in order; the others are tied."""
-    where = (dim if axis is None else axis) % tensors[0].ndim
-    out = list(tensors[0].dims)
-    for other in tensors[1:]:
+    """One after the other along a dimension; the other dimensions are tied."""
+    whole = [tensor for tensor in tensors if tensor.shape != (0,)]  # an empty tensor joins with any shape
+    where = (dim if axis is None else axis) % whole[0].ndim
+    out = list(whole[0].dims)
+    for other in whole[1:]:
         for i, own in enumerate(other.dims):
             if i != where:
                 context.tie(out[i], own)
-    context.unsupported(*(tensor.dims[where] for tensor in tensors))
-    out[where] = context.fixed(context.shapes[0][where])
+    out[where] = context.join([tensor.dims[where] for tensor in whole if tensor.shape[where]])
+    return tuple(out)
+
+
+@register_operator("stack")
+def stack(context: Context, tensors: Sequence[Symbolic], dim: int = 0) -> tuple[Dim, ...]:
+    """Along a new dimension, which stays in order."""
+    first, *others = tensors
+    for other in others:
+        for one, own in zip(first.dims, other.dims, strict=True):
+            context.tie(one, own)
+    out = list(first.dims)
+    out.insert(dim % (first.ndim + 1), context.fixed(len(tensors)))
     return tuple(out)
 
 
 @register_operator("getitem")
 def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
-    """Numbers, slices, None and `...`: a dimension that is not taken whole stays in order."""
+    """Numbers, slices, None and `...`: slices become segments, and what a number picks from stays in order."""
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(not (item is None or item is Ellipsis or isinstance(item, (int, slice))) for item in items):
+    if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
         # A tensor as an index says which entry is which: neither it nor what it picks from may change its order.
         picked = [dim for item in items if isinstance(item, Symbolic) for dim in item.dims]
         context.unsupported(*input.dims, *picked)
@@ -147,17 +208,23 @@ def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
         items.append(Ellipsis)
     at = items.index(Ellipsis)
     items[at : at + 1] = [slice(None)] * (input.ndim - used)
-    out: list[Dim] = []
-    rest = iter(zip(input.dims, input.shape, strict=True))
-    for item in items:
-        if item is None:
-            out.append(())
+    dims = list(input.dims)
+    numbers: list[
+        tuple[int, int]
+    ] = []  # (position among the dimensions that are left, number), the last first: earlier positions stay
+    position = -1
+    for item, length in zip([item for item in items if item is not None], input.shape, strict=True):
+        position += 1
+        if isinstance(item, int):
+            numbers.insert(0, (position, item % length))
             continue
-        dim, length = next(rest)
-        if isinstance(item, slice) and range(*item.indices(length)) == range(length):
-            out.append(dim)
-            continue
-        context.unsupported(dim)
-        if isinstance(item, slice):
-            out.append(context.fixed(len(range(*item.indices(length)))))
-    return tuple(out)
+        span = range(*item.indices(length))
+        if span.step == 1 or len(span) <= 1:
+            dims[position] = context.cut(dims[position], span.start, span.start + len(span))
+        else:
+            context.unsupported(dims[position])
+            dims[position] = context.fixed(len(span))
+    for where, number in numbers:
+        dims = list(context.select(dims, where, number))
+    left = iter(dims)
+    return tuple(() if item is None else next(left) for item in items if not isinstance(item, int))
