@@ -22,6 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+_LARGEST_FAMILY = 256
+"""Members cost memory each; whoever picks one of more entries than this picks tokens, not q, k and v."""
+
 Dim = tuple[int, ...]
 """One dimension: its atoms, outermost first."""
 
@@ -192,12 +195,12 @@ class AxisTable:
             return self.fixed(stop - start, cause)
         return (*self._slice(head, start // block, stop // block, cause), *inner)
 
-    def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
+    def select(self, dims: Sequence[Dim], at: int, index: int, cause: Cause) -> list[Dim]:
         """The dimensions without the one at `at`, of which one entry is picked; that dimension has an order then."""
-        self.freeze(dims[at])
         picked = self.atoms(dims[at])
         rest = [dim for i, dim in enumerate(dims) if i != at]
-        if len(picked) != 1 or self._atoms[picked[0]].segments or self._atoms[picked[0]].family:
+        if len(picked) != 1 or not self._is_plain(picked[0]):
+            self.freeze(dims[at], cause)
             return rest
         followers = [
             atom
@@ -205,6 +208,10 @@ class AxisTable:
             for atom in self.atoms(dim)
             if self._is_plain(atom) and self._atoms[atom].movable and picked[0] in self.may_follow(atom)
         ]
+        if self.size(picked[0]) > _LARGEST_FAMILY:
+            followers = []
+        # To tell q, k and v apart costs nothing: only a dimension whose units stand alone is reported as frozen.
+        self.freeze(dims[at], None if followers else cause)
         for atom in dict.fromkeys(followers):
             members = tuple(self._new(_Atom(self.size(atom)))[0] for _ in range(self.size(picked[0])))
             self._atoms[atom].family = (picked[0], members)

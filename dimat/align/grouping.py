@@ -25,12 +25,16 @@ def find_groups(
     table: AxisTable,
     members: Mapping[str, tuple[Dim, ...]],
     records: Iterable[Record],
-    contractions: list[Contraction],
+    contractions: Sequence[Contraction],
+    witnesses: Sequence[tuple[Dim, ...]],
 ) -> tuple[Group, ...]:
-    """The groups among the axes of `members` (entries of the state dict, in its order), with their taps."""
+    """The groups among the axes of `members` (entries of the state dict, in its order), with their taps.
+
+    `witnesses` are dimensions of tensors inside of operators, which must be permutable as well.
+    """
     records = list(records)
     symbols = {symbol.dims for record in records for symbol in (*record.inputs, *record.outputs)}
-    leaders = find_leaders(table, [*members.values(), *symbols], contractions)
+    leaders = find_leaders(table, [*members.values(), *symbols, *witnesses], contractions)
     drafts: dict[int, _Draft] = {}
     for name, dims in members.items():
         found = sorted(

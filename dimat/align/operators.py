@@ -75,6 +75,9 @@ class Context(Protocol):
         inside of them, or in the same dimension, may inner units have an order of their own.
         """
 
+    def witness(self, dims: Sequence[Dim]) -> None:
+        """The operator passes through a tensor with these dimensions (the sums that softmax divides by)."""
+
     def cut(self, dim: Dim, start: int, stop: int) -> Dim:
         """The entries of a dimension from `start` to `stop`."""
 

@@ -85,6 +85,7 @@ class _Tracer(Calls):
         self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
         self._records: list[Record] = []
         self._contractions: list[Contraction] = []
+        self._witnesses: list[tuple[Dim, ...]] = []
         self._used: set[int] = set()
         self._modules = {id(module): name for name, module in model.named_modules()}
         persistent = model.state_dict(keep_vars=True)
@@ -139,6 +140,10 @@ class _Tracer(Calls):
         self.table.tie(one, other, self.cause)
         self._contractions.append(Contraction(one, tuple(shared)))
 
+    def witness(self, dims: Sequence[Dim]) -> None:
+        """The operator passes through a tensor with these dimensions."""
+        self._witnesses.append(tuple(dims))
+
     def cut(self, dim: Dim, start: int, stop: int) -> Dim:
         """The entries of a dimension from `start` to `stop`."""
         return self.table.cut(dim, start, stop, self.cause)
@@ -149,7 +154,7 @@ class _Tracer(Calls):
 
     def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
         """The dimensions without the one at `at`, of which the entry `index` is picked."""
-        return self.table.select(dims, at, index)
+        return self.table.select(dims, at, index, self.cause)
 
     # ---- the pass
 
@@ -268,7 +273,7 @@ class _Tracer(Calls):
         members = {
             name: self._symbols[id(tensor)].dims for name, tensor in self._names.items() if id(tensor) in self._weights
         }
-        groups = find_groups(self.table, members, self._records, self._contractions)
+        groups = find_groups(self.table, members, self._records, self._contractions, self._witnesses)
         lost: dict[Cause, dict[int, int]] = {}
         for name, dims in members.items():
             tensor = self._names[name]

@@ -128,9 +128,9 @@ def test_every_spelling_of_an_operator_is_the_same_operator(way: int) -> None:
 class Between(nn.Module):
     """Linear, something, linear, relu, linear: what the something does decides about the first group."""
 
-    def __init__(self, something: object) -> None:
+    def __init__(self, something: object, inner: int = 6) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(5, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+        self.first, self.second, self.last = nn.Linear(5, 6), nn.Linear(inner, 7), nn.Linear(7, 3)
         self.something = something
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,11 +154,7 @@ def written(x: Tensor) -> Tensor:
         lambda x: x.flip(-1),
         lambda x: x.roll(1, -1),
         lambda x: x.cumsum(-1),
-        lambda x: torch.cat([x[:, 3:], x[:, :3]], dim=1),
         lambda x: x + torch.arange(6.0),
-        lambda x: F.pad(x, (1, -1)),
-        lambda x: x.view(-1, 3, 2).transpose(1, 2).reshape(-1, 6),
-        lambda x: x.chunk(2, -1)[0].repeat(1, 2),
         lambda x: torch.stack(list(x.unbind(1))[::-1], 1),
         lambda x: torch.add(x, x.flip(-1), out=torch.empty_like(x)),
         lambda x: F.local_response_norm(x[:, :, None], 3)[:, :, 0],
@@ -173,6 +169,27 @@ def test_what_is_not_known_freezes_and_says_so(something: object) -> None:
     assert error_under(spec, model, x, 0) <= 1e-5
     assert spec.frozen
     assert max(entry.num_parameters for entry in spec.frozen) >= 30
+
+
+@pytest.mark.parametrize(
+    ("something", "sizes"),
+    [
+        (lambda x: torch.cat([x[:, 3:], x[:, :3]], dim=1), [3, 3]),  # halves change places, units stay in theirs
+        (lambda x: F.pad(x, (1, -1)), [5]),  # the last unit is lost, and the first of the next layer is always zero
+        (lambda x: x.view(-1, 3, 2).transpose(1, 2).reshape(-1, 6), [6]),  # three blocks of two
+        (lambda x: x[:, :2] * x[:, 2:4] + x[:, 4:], [2]),  # a gate ties three segments
+        (lambda x: torch.cat([F.glu(x, -1), x[:, 3:]], dim=1), [3]),
+        (lambda x: torch.stack(x.chunk(2, -1), 1).sum(1), [3]),
+        (lambda x: x.narrow(1, 1, 4), [4]),
+    ],
+)
+def test_parts_of_an_axis_move_each_for_itself(something: object, sizes: list[int]) -> None:
+    model, x = Between(something, inner=something(torch.zeros(1, 6)).shape[1]).eval(), torch.randn(3, 5)  # type: ignore[operator]
+    spec = permutation_spec(model, x)
+    assert error_under(spec, model, x, 0) <= 1e-6
+    first = [group for group in spec.groups if group.axes[0].tensor == "first.weight"]
+    assert [group.size for group in first if group.taps] == sizes
+    assert not spec.frozen
 
 
 def test_what_torch_does_not_show_freezes_everything_before_it() -> None:

@@ -19,14 +19,14 @@ ENTRYWISE = """
     minimum fmax fmin where lerp addcmul addcdiv masked_fill eq ne lt le gt ge logical_and logical_or
     logical_not isnan isinf isfinite and or invert dropout alpha_dropout dropout1d dropout2d dropout3d
     feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity zeros_like
-    ones_like full_like softmax log_softmax normalize positive requires_grad
+    ones_like full_like positive requires_grad
 """
 
 
 @register_operator(*ACTIVATIONS.split(), nonlinear=True)
 @register_operator(*ENTRYWISE.split())
 def entrywise(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """Every tensor is matched with the others as broadcasting does; softmax and friends keep any order, too."""
+    """Every tensor is matched with the others as broadcasting does."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Symbolic)]
     shape = context.shapes[0]
     out: list[Dim] = []
@@ -36,6 +36,28 @@ def entrywise(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
             context.tie(long[0], other)
         out.append(long[0] if long else context.fixed(shape[-back]))
     return tuple(out)
+
+
+@register_operator("softmax", "log_softmax", "softmin")
+def softmax(context: Context, input: Symbolic, dim: int | None = None, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Divided by a sum over one dimension, which does not care about its order."""
+    if dim is None:
+        raise TypeError("softmax without a dimension")
+    return _divided(context, input, dim)
+
+
+@register_operator("normalize")
+def normalize(
+    context: Context, input: Symbolic, p: float = 2.0, dim: int = 1, *args: Any, **kwargs: Any
+) -> tuple[Dim, ...]:
+    """Divided by a norm over one dimension."""
+    return _divided(context, input, dim)
+
+
+def _divided(context: Context, input: Symbolic, dim: int) -> tuple[Dim, ...]:
+    at = dim % input.ndim
+    context.witness([own for i, own in enumerate(input.dims) if i != at])
+    return input.dims
 
 
 @register_operator("to", "type", "type_as", "cpu", "cuda")

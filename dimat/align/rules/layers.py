@@ -87,6 +87,7 @@ def batch_norm(
     for vector in (running_mean, running_var, weight, bias):
         if vector is not None:
             context.tie(input.dims[1], vector.dims[0])
+    context.witness(input.dims[:2])
     return input.dims
 
 
@@ -104,6 +105,7 @@ def layer_norm(
         if isinstance(affine, Symbolic):
             for dim, own in zip(input.dims[-len(normalized_shape) :], affine.dims, strict=True):
                 context.tie(dim, own)
+    context.witness(input.dims[: -len(normalized_shape)])
     return input.dims
 
 
@@ -121,6 +123,8 @@ def group_norm(
         if vector is not None:
             context.tie(input.dims[1], vector.dims[0])
     groups = context.table.regroup([input.dims[1]], (num_groups, input.shape[1] // num_groups), context.cause)
+    context.witness([input.dims[0], groups[0]])
+    context.witness([input.dims[0], tuple(atom for dim in groups for atom in dim)])
     return (input.dims[0], tuple(atom for dim in groups for atom in dim), *input.dims[2:])
 
 
