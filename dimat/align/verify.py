@@ -19,6 +19,9 @@ from dimat.align.groups import PermutationSpec
 from dimat.align.units import Permutations
 from dimat.errors import AlignmentError
 
+_DRAWS = 32
+_STEP = 1_000_003  # far from the seeds that a caller would try next
+
 
 def verify(
     spec: PermutationSpec,
@@ -34,8 +37,7 @@ def verify(
     The model itself is not touched: two forward passes run on other tensors in its place.
     """
     weights = _nudged(model, seed)
-    # A group of two draws the identity every other time, which would prove nothing.
-    perms = {name: perm.roll(1) if _stays(perm) else perm for name, perm in spec.random(seed).items()}
+    perms = _moving(spec, seed)
 
     def outputs(state: dict[str, Tensor]) -> list[Tensor]:
         answer = functional_call(model, state, example_inputs, dict(example_kwargs))
@@ -60,8 +62,19 @@ def verify(
     )
 
 
-def _stays(perm: Tensor) -> bool:
-    return bool((perm == torch.arange(len(perm))).all())
+def _moving(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
+    """Random permutations without an identity, where there is a choice.
+
+    A group of two draws the identity every other time, which would prove nothing.
+    """
+    perms = spec.random(seed)
+    for again in range(1, _DRAWS):
+        still = [name for name, perm in perms.items() if torch.equal(perm, torch.arange(len(perm)))]
+        if not still:
+            break
+        drawn = spec.random(seed + again * _STEP)
+        perms.update({name: drawn[name] for name in still})
+    return perms
 
 
 def _nudged(model: nn.Module, seed: int) -> dict[str, Tensor]:
