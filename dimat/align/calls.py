@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dimat.align.operators import module_operators
+from dimat.align.operators import find_operator, module_operators
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
@@ -33,12 +33,14 @@ _METADATA_NAMES = """
 _METADATA = frozenset(_METADATA_NAMES.split())
 CONVERSIONS = frozenset(["__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__array__"])
 """Methods that make a Python value of a tensor; `bool`, `int` and `float` without underscores only change the dtype."""
+_COMPOSED = frozenset(["multi_head_attention_forward"])
+"""Torch functions that are followed inside, operator by operator, where activations of the heads can be read."""
 
 
 class Calls(TorchFunctionMode):
     """Base of what watches one forward pass of `model`; `on_call` sees each operator and runs it.
 
-    A module of a registered type is one call: what happens inside is not seen.
+    A module of a registered type is one call: what happens inside is not seen. Attention as torch packs it is many.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,6 +80,11 @@ class Calls(TorchFunctionMode):
         name = operator_name(func)
         if self._inside or name in _METADATA:
             return func(*args, **kwargs)
+        if name in _COMPOSED and find_operator(name, func) is None:
+            body = _body(func)
+            if body is not None:
+                with _Again(self):
+                    return body(*args, **kwargs)
         self.num_calls += 1
         return self.on_call(name, func, lambda: func(*args, **kwargs), args, kwargs)
 
@@ -89,6 +96,33 @@ class Calls(TorchFunctionMode):
         if not self._inside:
             self.num_calls += 1
             self.on_call(type(module).__name__, type(module), lambda: output, (module, *args), kwargs)
+
+
+class _Again(TorchFunctionMode):
+    """Shows `calls` what runs inside of an operator that it was just shown."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.calls.__torch_function__(func, types, args, kwargs)
+
+
+def _body(func: Any) -> Callable[..., Any] | None:
+    """What a torch function written in Python computes, without its question whether somebody watches; None if unsure.
+
+    A watched function asks `has_torch_function` first and hands itself to the watcher, so calling it again would not
+    end. The copy gets the answer no.
+    """
+    if not isinstance(func, FunctionType) or "has_torch_function" not in func.__code__.co_names:
+        return None
+    names = {**func.__globals__, "has_torch_function": lambda *_: False}
+    body = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
 
 
 def operator_name(func: Any) -> str:

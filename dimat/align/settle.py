@@ -9,7 +9,7 @@ freedom. D follows one atom at most; whom it follows follows nobody.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dimat.align.axes import AxisTable, Cause, Dim
@@ -138,14 +138,18 @@ def _strided(table: AxisTable, dim: Dim, unit: int = 1) -> tuple[tuple[int, int]
 def _branches(table: AxisTable, rows: list[_Row]) -> Iterator[list[_Row]]:
     """The tensor once for each entry of an atom that families stand over, the members in place of the families."""
     present = Counter(atom for row in rows for atom, _ in row.entries)
-    over = next(
-        (family[0] for atom in present if (family := table.family(atom)) is not None and present[family[0]] == 1), None
-    )
+    over = _family_over(table, present)
     if over is None:
         yield rows
         return
     for index in range(table.size(over)):
         yield from _branches(table, [_picked(table, row, over, index) for row in rows])
+
+
+def _family_over(table: AxisTable, present: Mapping[int, int]) -> int | None:
+    """An atom that is present once, and over which a family among those present stands."""
+    families = (table.family(atom) for atom in present)
+    return next((family[0] for family in families if family is not None and present.get(family[0]) == 1), None)
 
 
 def _picked(table: AxisTable, row: _Row, over: int, index: int) -> _Row:
@@ -165,7 +169,7 @@ def _picked(table: AxisTable, row: _Row, over: int, index: int) -> _Row:
 
 
 def _segments(table: AxisTable, row: _Row) -> Iterator[_Row]:
-    """The row once for each choice of segments in its factors."""
+    """The row once for each choice of segments in its factors, and of members of the families inside."""
     for at, (atom, stride) in enumerate(row.entries):
         parts = table.segments(atom)
         if parts is not None:
@@ -183,7 +187,13 @@ def _segments(table: AxisTable, row: _Row) -> Iterator[_Row]:
                 )
                 offset += table.length(part)
             return
-    yield row
+    present = Counter(atom for atom, _ in row.entries)
+    over = _family_over(table, present)  # a family whose product stands in a segment: packed keys and values
+    if over is None:
+        yield row
+        return
+    for index in range(table.size(over)):
+        yield from _segments(table, _picked(table, row, over, index))
 
 
 def _collapse_lonely(table: AxisTable, tensors: Sequence[tuple[Dim, ...]], contractions: Sequence[Contraction]) -> bool:

@@ -1,0 +1,52 @@
+"""Entries picked by a tensor of numbers or of truth: what they are picked from keeps its order, the rest moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dimat.align.axes import Dim
+from dimat.align.operators import Context, Symbolic, register_operator
+
+
+def look_up(context: Context, input: Symbolic, items: Sequence[Any]) -> tuple[Dim, ...]:
+    """`input[items]` where tensors stand side by side for some dimensions and all others are taken whole.
+
+    Numbers i of any shape put their own dimensions in the place of those that they pick from; so does a mask along
+    one dimension, whose output has as many entries as it has truths.
+
+    Raises:
+        ValueError: another form of index.
+    """
+    tensors = [item for item in items if isinstance(item, Symbolic)]
+    whole = [slice(None)] * (input.ndim - sum(item is not Ellipsis for item in items))
+    at = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
+    spread = [*items[:at], *whole, *items[at + 1 :]]
+    first = next(i for i, item in enumerate(spread) if isinstance(item, Symbolic))
+    last = first + len(tensors)
+    others = [*spread[:first], *spread[last:]]
+    if len(spread) != input.ndim or any(type(item) is not slice or item != slice(None) for item in others):
+        raise ValueError("tensors as an index beside something else")
+    context.freeze(*input.dims[first:last], *(dim for tensor in tensors for dim in tensor.dims))
+    num_new = len(context.shapes[0]) - len(others)
+    if num_new != max(tensor.ndim for tensor in tensors):
+        raise ValueError("a mask over several dimensions")
+    new = context.shapes[0][first : first + num_new]
+    return (*input.dims[:first], *(context.fixed(length) for length in new), *input.dims[last:])
+
+
+@register_operator("gather", "take_along_dim")
+def gather(context: Context, input: Symbolic, dim: int, index: Symbolic) -> tuple[Dim, ...]:
+    """Entries along one dimension, other numbers at every place: out[i, j] = input[index[i, j], j] for dim 0."""
+    at = dim % input.ndim
+    context.freeze(input.dims[at])
+    out = list(index.dims)
+    for i, (own, picks) in enumerate(zip(input.dims, index.dims, strict=True)):
+        if i == at:
+            continue
+        if input.shape[i] == index.shape[i]:
+            context.tie(own, picks)
+        else:  # only the first entries are read, or one entry stands for all
+            context.unsupported(own, picks)
+            out[i] = context.fixed(context.shapes[0][i])
+    return tuple(out)
