@@ -14,17 +14,21 @@ from dimat.plugins import unknown
 
 BACKENDS = ("auto", "lapx", "scipy")
 
+_EASY = 0.75
+"""Share of columns that are the best of some row, above which lapx is the faster one. Measured at 1024 rows: 3.5 ms to
+scipy's 17 on correlations (a share of 1), 43 to 37 at 0.70, 143 to 51 on grams of unrelated weights (0.63)."""
+
 
 def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[np.int64]:
     """The permutation p that maximises Σᵢ similarity[i, p[i]].
 
     When the best partner of every row is a different column, that is the answer (it attains the upper bound); bases
-    that agree already cost no more than a look. Otherwise Jonker-Volgenant, by scipy or, two to three times as fast on
-    correlations, by lapx.
+    that agree already cost no more than a look. Otherwise Jonker-Volgenant, by scipy or by lapx: lapx is up to five
+    times as fast on correlations of models that have learnt the same, scipy up to three times on unrelated ones.
 
     Args:
         similarity: shape (n, n), finite.
-        backend: `auto` (lapx when installed), `lapx` or `scipy`. All find the same total.
+        backend: `auto` (the one that suits the matrix, of those installed), `lapx` or `scipy`. All find the same total.
 
     Returns:
         int64 array of shape (n,).
@@ -47,9 +51,10 @@ def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[n
     if not len(matrix):
         return np.zeros(0, dtype=np.int64)
     best = matrix.argmax(axis=1)
-    if len(np.unique(best)) == len(matrix):
+    share = len(np.unique(best)) / len(matrix)
+    if share == 1:
         return np.asarray(best, dtype=np.int64)
-    if backend == "scipy" or not _has_lapx():
+    if backend == "scipy" or (backend == "auto" and share < _EASY) or not _has_lapx():
         return np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
     import lap
 
