@@ -94,8 +94,9 @@ class MergeConfig(Part):
     """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
-    calibrate: Literal["none", "batchnorm"] = "batchnorm"
-    """What is recomputed after a merge, on at most 512 own samples."""
+    calibrate: Literal["none", "batchnorm", "repair"] = "batchnorm"
+    """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
+    repair: these, and in the other layers the channel means and deviations that the merged models had."""
     every: Annotated[int, Field(ge=1)] = 1
     """Merge in every n-th round."""
     optimizer_state: Literal["keep", "reset"] = "keep"

@@ -98,7 +98,7 @@ def build_agent(
         method=build_method(config),
         transport=make_transport(schema),
         start=capture(loader),
-        spare=copy.deepcopy(model) if aligns else None,
+        spare=copy.deepcopy(model) if aligns or config.merge.calibrate == "repair" else None,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
         basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
     )

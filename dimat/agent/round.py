@@ -6,13 +6,13 @@ wait      until the neighbours have published, or the deadline
 gather    fetch the neighbours' snapshots of this round at the same time
 align     bring the neighbours into my basis, where the policy asks for it
 fold      me and the neighbours who answered, weighted by my row of W
-calibrate batch-norm statistics on my own samples
+calibrate batch-norm statistics, or those of all channels, on my own samples
 report    numbers and sketches, never weights
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.agent.train import make_optimizer, train_locally
-from dimat.calibrate import recalibrate
+from dimat.calibrate import recalibrate, repair
 from dimat.merge import fold_models
 from dimat.messages import Report
 from dimat.snapshot.encode import decode
@@ -72,6 +72,8 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     with clock("calibrate"):
         if config.merge.calibrate == "batchnorm":
             recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
+        elif config.merge.calibrate == "repair":
+            repair_merged(agent, mine, states, gathered.weights)
     with clock("evaluate"):
         after = agent.task.evaluate(agent.model)
     with clock("sketch"):
@@ -93,6 +95,21 @@ def fold_neighbourhood(
     merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order])
     # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
     return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}
+
+
+def repair_merged(agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]) -> None:
+    """Give the merged model the channel statistics of those it was folded from; they run one by one in the spare."""
+    models = {agent.id: mine, **others}
+    order = sorted(models)
+
+    def endpoints() -> Iterator[torch.nn.Module]:
+        assert agent.spare is not None
+        for peer in order:
+            load_into(agent.spare, models[peer])
+            yield agent.spare
+
+    shares = [weights[peer] for peer in order]
+    repair(agent.model, endpoints(), agent.own_samples, shares, max_samples=MAX_CALIBRATION_SAMPLES)
 
 
 def _report(

@@ -54,7 +54,7 @@ class Agent:
     start: Randomness
     """The random streams right after the agent was made: what a run from round 1 begins with."""
     spare: torch.nn.Module | None = None
-    """A second module of the same shape in which a neighbour's weights are run on the probe."""
+    """A second module of the same shape in which other weights than the agent's are run on samples."""
     basis_settled: bool = False
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)

@@ -7,12 +7,14 @@ collapses (Jordan et al. 2022, REPAIR, arXiv 2211.08403). One pass over a few hu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from dimat.calibrate.probe import at_least_two, call, evaluating, num_samples
 
 logger = logging.getLogger(__name__)
 
@@ -45,38 +47,39 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], max_samples: int = 512
     >>> model[0].running_mean.item(), model[0].running_var.item(), model[0].momentum, model.training
     (2.0, 2.0, 0.1, False)
     """
-    if max_samples < 1:
-        raise ValueError(f"max_samples is {max_samples}; it must be positive")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    probe = at_least_two(batches, max_samples)
+    norms = running_norms(model)
     if not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     before = [_Before(norm) for norm in norms]
     used, done = 0, False
     weight, hooks = _Weight(), []
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training = True
-            hooks.append(norm.register_forward_pre_hook(weight))
-        with torch.no_grad():
-            for batch in _at_least_two(batches, max_samples):
-                count = _num_samples(batch)
-                used += count
-                weight.count = count
-                _call(model, batch)
-        done = used > 0 and all(_finite(norm) for norm in norms)
-        if used and not done:
-            logger.warning("batch-norm statistics are left as they were: the activations on the probe are not finite")
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for saved in before:
-            saved.restore(statistics=not done)
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training = True
+                hooks.append(norm.register_forward_pre_hook(weight))
+            for batch in probe:
+                weight.count = num_samples(batch)
+                used += weight.count
+                call(model, batch)
+            done = used > 0 and all(_finite(norm) for norm in norms)
+            if used and not done:
+                logger.warning(
+                    "batch-norm statistics are left as they were: the activations on the probe are not finite"
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for saved in before:
+                saved.restore(statistics=not done)
     return used if done else 0
+
+
+def running_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that keep running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 class _Weight:
@@ -113,60 +116,6 @@ class _Before:
             for now, then in zip((self.norm.running_mean, self.norm.running_var), self.statistics, strict=True):
                 if now is not None and then is not None:
                     now.copy_(then)
-
-
-def _at_least_two(batches: Iterable[Any], max_samples: int) -> Iterator[Any]:
-    """The batches up to `max_samples` samples; one that would stand alone with a single sample joins a neighbour."""
-    held: Any = None
-    drawn = 0
-    for batch in batches:
-        left = max_samples - drawn
-        part = _map(lambda tensor, left=left: tensor[:left], batch)
-        count = _num_samples(part)
-        drawn += count
-        if count == 0:
-            continue
-        if held is not None and min(count, _num_samples(held)) == 1:
-            held = _join(held, part)
-        else:
-            if held is not None:
-                yield held
-            held = part
-        if drawn >= max_samples:
-            break
-    if held is not None and _num_samples(held) > 1:
-        yield held
-
-
-def _map(change: Any, *batches: Any) -> Any:
-    """One batch made from the tensors at each place of `batches`, which are of one form."""
-    first = batches[0]
-    if isinstance(first, Tensor):
-        return change(*batches)
-    if isinstance(first, Mapping):
-        return {key: _map(change, *(batch[key] for batch in batches)) for key in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(_map(change, *parts) for parts in zip(*batches, strict=True))
-    return first
-
-
-def _join(one: Any, other: Any) -> Any:
-    return _map(lambda a, b: torch.cat([a, b]), one, other)
-
-
-def _num_samples(batch: Any) -> int:
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-    return len(batch)
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, Tensor):
-        model(batch)
-    else:
-        model(*batch)
 
 
 def _finite(norm: _BatchNorm) -> bool:

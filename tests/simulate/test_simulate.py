@@ -13,6 +13,8 @@ import torch
 from dimat.agent.build import build_agent
 from dimat.agent.checkpoint import rounds_held
 from dimat.agent.preflight import check_run
+from dimat.agent.randomness import restore
+from dimat.agent.train import train_locally
 from dimat.align import PermutationSpec
 from dimat.config import RunConfig, load_config
 from dimat.coordinator import Store
@@ -265,12 +267,13 @@ def test_adopting_needs_no_alignment(tmp_path: Path) -> None:
     ("one", "other"),
     [
         (["merge.calibrate=none"], ["merge.calibrate=batchnorm"]),
+        (["task.model=mlp", "merge.calibrate=batchnorm"], ["task.model=mlp", "merge.calibrate=repair"]),
         (["merge.probe=local"], ["merge.probe=shared"]),
     ],
 )
 def test_what_an_option_says_is_done(tmp_path: Path, one: list[str], other: list[str]) -> None:
     net = ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1", "task.partition.alpha=0.2"]
-    first, second = (run(load_config(None, [*net, *more]), tmp_path / more[0]) for more in (one, other))
+    first, second = (run(load_config(None, [*net, *more]), tmp_path / more[-1]) for more in (one, other))
     assert bits(first, 1) != bits(second, 1)
 
 
@@ -291,6 +294,40 @@ def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: P
         agent.model(inputs)
     first = next(iter(found))
     torch.testing.assert_close(found[first], agent.model.state_dict()[first], rtol=1e-3, atol=1e-4)
+
+
+def test_repair_restores_the_statistics_of_those_who_merged(tmp_path: Path) -> None:
+    """The oracle: the neighbours' models of the same run without calibration, and a hook on the hidden layer."""
+    settings = ["rounds=1", "merge.align=none", "init=same", "merge.calibrate=repair"]
+    folder = run(small(*settings), tmp_path / "run")
+    before = {
+        peer: decoded_before_the_merge(small(*settings), peer, tmp_path) for peer in load_topology("ring", 4).weights(2)
+    }
+    agent = build_agent(small(*settings), 2, folder, "s", lambda schema: MemoryTransport(2, "s", schema, MemoryHub()))
+
+    def statistics(state: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen = []
+        agent.model.load_state_dict(state)
+        hook = agent.model.get_submodule("fc1").register_forward_hook(lambda *call: seen.append(call[2].double()))
+        with torch.no_grad():
+            agent.model.eval()(torch.cat([batch[0] for batch in agent.own_samples]))
+        hook.remove()
+        return torch.stack([seen[0].mean(0), seen[0].std(0, correction=0)])
+
+    agent.resume(1)
+    found = statistics({name: tensor.clone() for name, tensor in agent.model.state_dict().items()})
+    told = {peer: statistics(state) for peer, state in before.items()}
+    expected = sum(weight * told[peer] for peer, weight in load_topology("ring", 4).weights(2).items())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def decoded_before_the_merge(config: RunConfig, number: int, folder: Path) -> dict[str, torch.Tensor]:
+    """An agent's model after its first local training."""
+    hub = MemoryHub()
+    agent = build_agent(config, number, folder, "s", lambda schema: MemoryTransport(number, "s", schema, hub))
+    restore(agent.start, agent.loader)
+    train_locally(agent.task, agent.model, agent.loader, agent.optimizer, config.train, 1, config.rounds)
+    return agent.model.state_dict()
 
 
 def test_groups_that_do_not_verify_stop_the_run_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
