@@ -57,9 +57,12 @@ class AxisTable:
 
     # ---- making and reading dimensions
 
-    def free(self, size: int) -> Dim:
-        """A new dimension that may move: an axis of a parameter, or one along which all entries are alike."""
-        return self._new(_Atom(size))
+    def free(self, size: int, follows: Sequence[Dim] = ()) -> Dim:
+        """A new dimension that may move: an axis of a parameter, or one along which all entries are alike.
+
+        Inside of every entry of `follows` it may have an order of its own.
+        """
+        return self._new(_Atom(size, may_follow={atom for dim in follows for atom in dim}))
 
     def fixed(self, size: int, cause: Cause | None = None) -> Dim:
         """A new dimension that stays in order, by nature or because of `cause`."""
@@ -183,6 +186,25 @@ class AxisTable:
         if len(dims) == 1:
             return dims[0]
         return self._new(_Atom(sum(self.length(dim) for dim in dims), segments=tuple(dims)))
+
+    def stack(self, dims: Sequence[Dim], over: Dim, cause: Cause) -> Dim:
+        """What stands in place of `dims` when a new dimension `over`, which has an order, chooses among them.
+
+        They form a family, member by member; if they are made up of different factors they are tied instead.
+        """
+        rows = [self.atoms(dim) for dim in dims]
+        if len(set(rows)) == 1:
+            return dims[0]
+        sizes = {tuple(self.size(atom) for atom in row) for row in rows}
+        if len(sizes) > 1 or self.atoms(over) != over or len(over) != 1:
+            for other in dims[1:]:
+                self.tie(dims[0], other, cause)
+            return dims[0]
+        out: list[int] = []
+        for size, members in zip(*sizes, zip(*rows, strict=True), strict=True):
+            same = len(set(members)) == 1
+            out.extend(members[:1] if same else self._new(_Atom(size, family=(over[0], members))))
+        return tuple(out)
 
     def cut(self, dim: Dim, start: int, stop: int, cause: Cause) -> Dim:
         """The entries from `start` to `stop`; what is cut becomes segments that move each for itself."""

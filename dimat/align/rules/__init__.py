@@ -1,5 +1,5 @@
 """The rules that come with dimat; importing the package registers them."""
 
-from dimat.align.rules import entrywise, layers, shapes
+from dimat.align.rules import attention, entrywise, images, layers, recurrent, shapes
 
-__all__ = ["entrywise", "layers", "shapes"]
+__all__ = ["attention", "entrywise", "images", "layers", "recurrent", "shapes"]

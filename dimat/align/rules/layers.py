@@ -149,6 +149,14 @@ def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...
     return (*batch, *rows, *columns)
 
 
+@register_operator("dot", "vdot", "inner", "mv")
+def inner_product(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
+    """The last dimensions are summed over together; all others stand side by side."""
+    if input.ndim and other.ndim:
+        context.contract(input.dims[-1], other.dims[-1])
+    return (*input.dims[:-1], *other.dims[:-1]) if input.ndim and other.ndim else input.dims + other.dims
+
+
 @register_operator("rmatmul")
 def reflected_matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
     """`other @ input`."""
@@ -163,3 +171,30 @@ def addmm(context: Context, input: Symbolic, mat1: Symbolic, mat2: Symbolic, **k
         if length != 1:
             context.tie(own, dim)
     return out
+
+
+@register_operator("bilinear")
+def bilinear(
+    context: Context, input1: Symbolic, input2: Symbolic, weight: Symbolic, bias: Symbolic | None = None
+) -> tuple[Dim, ...]:
+    """y_k = x_1ᵀ W_k x_2 + b_k with W of shape (out, in 1, in 2)."""
+    for one, two in zip(input1.dims[:-1], input2.dims[:-1], strict=True):
+        context.tie(one, two)
+    context.contract(input1.dims[-1], weight.dims[1])
+    context.contract(input2.dims[-1], weight.dims[2])
+    if bias is not None:
+        context.tie(weight.dims[0], bias.dims[0])
+    return (*input1.dims[:-1], weight.dims[0])
+
+
+@register_operator("weight_norm", "norm_except_dim")
+def weight_norm(context: Context, v: Symbolic, g: Symbolic | int = 2, dim: int = 0) -> tuple[Dim, ...]:
+    """W = g v / ‖v‖, with one norm for each entry of a dimension (or one for all, when `dim` is -1)."""
+    norms = tuple(own if i == dim else () for i, own in enumerate(v.dims))
+    context.witness(norms)
+    if isinstance(g, int):  # only the norms are asked for
+        return norms if dim >= 0 else ()
+    for own, other, length in zip(v.dims[::-1], g.dims[::-1], g.shape[::-1], strict=False):
+        if length != 1:
+            context.tie(own, other)
+    return v.dims

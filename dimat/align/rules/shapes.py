@@ -1,4 +1,4 @@
-"""Space and shape: pooling, reductions, reshapes, parts and joins."""
+"""Shape: reductions, reshapes, parts and joins."""
 
 from __future__ import annotations
 
@@ -6,39 +6,70 @@ from collections.abc import Sequence
 from typing import Any
 
 from dimat.align.axes import Dim
-from dimat.align.operators import Context, Rule, Symbolic, register_operator
+from dimat.align.operators import Context, Symbolic, register_operator
+from dimat.align.rules.entrywise import entrywise
+from dimat.align.rules.lookup import look_up
+
+REDUCTIONS = """
+    mean sum amax amin var std prod logsumexp var_mean std_mean nanmean nansum any all count_nonzero
+"""
 
 
-def _pooling(spatial: int) -> Rule:
-    def pool(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-        context.freeze(*input.dims[-spatial:])
-        return (*input.dims[:-spatial], *(context.fixed(length) for length in context.shapes[0][-spatial:]))
-
-    return pool
-
-
-for _n in (1, 2, 3):
-    _kinds = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
-    register_operator(*(f"{kind}{_n}d" for kind in _kinds))(_pooling(_n))
-
-
-@register_operator("interpolate", "upsample")
-def interpolate(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """Everything behind batch and channels is space."""
-    context.freeze(*input.dims[2:])
-    return (*input.dims[:2], *(context.fixed(length) for length in context.shapes[0][2:]))
-
-
-@register_operator("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp")
-def reduction(context: Context, input: Symbolic, dim: Any = None, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+@register_operator(*REDUCTIONS.split())
+def reduction(context: Context, input: Symbolic, dim: Any = None, *args: Any, **kwargs: Any) -> list[tuple[Dim, ...]]:
     """What is reduced has no order; the other dimensions stay."""
     axes = kwargs.get("axis", dim)
     if axes is None or isinstance(axes, bool) or (isinstance(axes, Sequence) and not axes):  # var(unbiased) is a bool
         gone = set(range(input.ndim))
     else:
         gone = {axis % input.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
-    shape = context.shapes[0]
-    if len(shape) == input.ndim:
+    return [_without(input, gone, shape) for shape in context.shapes]
+
+
+@register_operator("norm", "vector_norm", "linalg_vector_norm")
+def norm(
+    context: Context, input: Symbolic, p: Any = None, dim: Any = None, *args: Any, **kwargs: Any
+) -> list[tuple[Dim, ...]]:
+    """A norm over one or more dimensions; of a matrix only that of its entries does not ask for their order."""
+    if isinstance(p, str) and p != "fro":
+        raise ValueError("a norm of matrices")
+    return reduction(context, input, dim)
+
+
+@register_operator("max", "min", "median", "nanmedian", "argmax", "argmin")
+def extremes(
+    context: Context, input: Symbolic, dim: Any = None, *args: Any, **kwargs: Any
+) -> list[tuple[Dim, ...]] | tuple[Dim, ...]:
+    """The largest of a dimension, or the larger of two tensors; where it was found depends on the order."""
+    other = kwargs.get("other", dim)
+    if isinstance(other, Symbolic):
+        return entrywise(context, input, other)
+    if dim is None:
+        context.freeze(*(input.dims if context.cause.operator.startswith("arg") else ()))
+        return [_without(input, set(range(input.ndim)), shape) for shape in context.shapes]
+    context.unsupported(input.dims[dim])
+    return [_without(input, {dim % input.ndim}, shape) for shape in context.shapes]
+
+
+@register_operator("sort", "argsort")
+def sorting(context: Context, input: Symbolic, dim: int = -1, *args: Any, **kwargs: Any) -> list[tuple[Dim, ...]]:
+    """A dimension in another order, and that order: it is read."""
+    at = dim % input.ndim
+    context.unsupported(input.dims[at])
+    new = [context.table.fixed(shape[at], context.cause) for shape in context.shapes]
+    return [(*input.dims[:at], own, *input.dims[at + 1 :]) for own in new]
+
+
+@register_operator("topk")
+def largest(
+    context: Context, input: Symbolic, k: int, dim: int = -1, *args: Any, **kwargs: Any
+) -> list[tuple[Dim, ...]]:
+    """The first entries of a sorted dimension."""
+    return sorting(context, input, dim)
+
+
+def _without(input: Symbolic, gone: set[int], shape: Sequence[int]) -> tuple[Dim, ...]:
+    if len(shape) == input.ndim:  # keepdim
         return tuple(() if i in gone else dim for i, dim in enumerate(input.dims))
     return tuple(dim for i, dim in enumerate(input.dims) if i not in gone)
 
@@ -92,10 +123,13 @@ def expand(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tupl
 
 @register_operator("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 def constant(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """Entries that are all alike."""
+    """Entries that are all alike: also inside of each other, dimensions may have any order."""
     if any(isinstance(value, Symbolic) for value in (*args[1:], *kwargs.values())):
         raise TypeError("filled with a tensor")
-    return tuple(context.free(length) for length in context.shapes[0])
+    dims: list[Dim] = []
+    for length in context.shapes[0]:
+        dims.append(context.table.free(length, follows=dims))
+    return tuple(dims)
 
 
 @register_operator("pad")
@@ -166,6 +200,15 @@ def select(context: Context, input: Symbolic, dim: int, index: int) -> tuple[Dim
     return tuple(context.select(input.dims, dim % input.ndim, index % input.shape[dim]))
 
 
+@register_operator("index_select")
+def index_select(context: Context, input: Symbolic, dim: int, index: Symbolic) -> tuple[Dim, ...]:
+    """Entries along one dimension, by their numbers: it must keep its order, and the numbers lend theirs."""
+    dims = list(input.dims)
+    context.unsupported(dims[dim])
+    dims[dim] = index.dims[0] if index.ndim else ()
+    return tuple(dims)
+
+
 @register_operator("cat", "concat", "concatenate")
 def concatenate(
     context: Context, tensors: Sequence[Symbolic], dim: int = 0, *, axis: int | None = None
@@ -184,25 +227,19 @@ def concatenate(
 
 @register_operator("stack")
 def stack(context: Context, tensors: Sequence[Symbolic], dim: int = 0) -> tuple[Dim, ...]:
-    """Along a new dimension, which stays in order."""
-    first, *others = tensors
-    for other in others:
-        for one, own in zip(first.dims, other.dims, strict=True):
-            context.tie(one, own)
-    out = list(first.dims)
-    out.insert(dim % (first.ndim + 1), context.fixed(len(tensors)))
+    """Along a new dimension, which stays in order and tells the others apart."""
+    new = context.fixed(len(tensors))
+    out = [context.table.stack(dims, new, context.cause) for dims in zip(*(one.dims for one in tensors), strict=True)]
+    out.insert(dim % (tensors[0].ndim + 1), new)
     return tuple(out)
 
 
 @register_operator("getitem")
 def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
-    """Numbers, slices, None and `...`: slices become segments, and what a number picks from stays in order."""
+    """Numbers, slices, None, `...` and tensors: a slice becomes a segment, what a number picks from stays in order."""
     items = list(index) if isinstance(index, tuple) else [index]
     if any(not (item is None or item is Ellipsis or type(item) in (int, slice)) for item in items):
-        # A tensor as an index says which entry is which: neither it nor what it picks from may change its order.
-        picked = [dim for item in items if isinstance(item, Symbolic) for dim in item.dims]
-        context.unsupported(*input.dims, *picked)
-        return tuple(context.fixed(length) for length in context.shapes[0])
+        return look_up(context, input, items)
     used = sum(isinstance(item, (int, slice)) for item in items)
     if Ellipsis not in items:
         items.append(Ellipsis)
