@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dimat.align.operators import find_operator, module_operators
+from dimat.align.operators import find_operator, module_operator
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
@@ -57,9 +57,8 @@ class Calls(TorchFunctionMode):
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        opaque = module_operators()
         for module in self.model.modules():
-            if isinstance(module, opaque):
+            if module_operator(module) is not None:
                 self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
                 self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, prepend=True))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -95,7 +94,11 @@ class Calls(TorchFunctionMode):
         self._inside -= 1
         if not self._inside:
             self.num_calls += 1
-            self.on_call(type(module).__name__, type(module), lambda: output, (module, *args), kwargs)
+            self._inside += 1  # a hook runs in sight of this mode: what `on_call` does is no call of the model
+            try:
+                self.on_call(type(module).__name__, module_operator(module), lambda: output, (module, *args), kwargs)
+            finally:
+                self._inside -= 1
 
 
 class _Again(TorchFunctionMode):

@@ -119,6 +119,12 @@ def find_operator(name: str, key: object) -> Operator | None:
         return OPERATORS.get(name)
 
 
-def module_operators() -> tuple[type[nn.Module], ...]:
-    """The module classes that have a rule of their own."""
-    return tuple(key for key in OPERATORS if isinstance(key, type) and issubclass(key, nn.Module))
+def module_operator(module: nn.Module) -> type[nn.Module] | None:
+    """The class whose rule holds for a module: its own, or a base whose forward it has not changed.
+
+    None also for a module with parametrizations: what it computes its weights from must be seen.
+    """
+    if "parametrizations" in module._modules:
+        return None
+    kinds = (kind for kind in type(module).__mro__ if kind in OPERATORS and issubclass(kind, nn.Module))
+    return next((kind for kind in kinds if kind.forward is type(module).forward), None)
