@@ -225,6 +225,54 @@ def methods(
     methods_command(name, format.value)
 
 
+@app.command()
+def align(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The model whose order of units is kept.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model to bring into that order.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="MOD:FN", help="Makes the torch module: package.module:function or file.py:function."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="OUT", help="Where the aligned B goes: a file, or a folder for folders.")
+    ],
+    by: Annotated[str, typer.Option(metavar="WAY", help="weights, or activations on --data.")] = "weights",
+    data: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="Inputs: an .npz with x_train, or .safetensors (several: keywords)."),
+    ] = None,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="SHAPE[:DTYPE]", help="Random example input: 1x3x32x32, or 2x16:int64."),
+    ] = [],
+    spec: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Groups written by hand (JSON), instead of tracing.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of --data in a batch.")] = 64,
+    max_samples: Annotated[int, typer.Option(min=2, help="Samples of --data in all, a random choice.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Permute the hidden units of model B into the order of model A; what B computes stays what it was.
+
+    A model is a .safetensors file or a Hugging Face folder. The example input that finds the groups comes from --data
+    or --input, else from the model (model.example_inputs, model.dummy_inputs) or a function example_inputs() beside
+    the factory.
+
+    \b
+    Examples:
+      dimat align a.safetensors b.safetensors --model my_model.py:build --input 1x3x32x32 --out b_aligned.safetensors
+      dimat align a/ b/ --model my_model.py:build --by activations --data inputs.safetensors --out b_aligned/
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.align import Request, align_command
+
+    request = Request(a, b, model, out, by, data, tuple(inputs), spec, batch_size, max_samples, seed)
+    raise typer.Exit(align_command(request, format.value, quiet))
+
+
 @app.command("config")
 def config_command(verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """Print the default config, every key explained.
