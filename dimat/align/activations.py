@@ -4,9 +4,12 @@ For each group the Pearson correlation of every unit of one model with every uni
 
     r_ij = cov(x_i, y_j) / sqrt(var x_i · var y_j),
 
-over all samples and positions of the probe, and the linear assignment that maximises Σᵢ r_{i, p(i)} (Li et al. 2016,
+over all samples and positions of the probe, and the assignment that maximises Σᵢ r_{i, p(i)} (Li et al. 2016,
 arXiv 1511.07543; DIMAT, arXiv 2404.08079). Both models run once; only the block self-against-other is kept, so memory
 is bounded by the sum of group sizes squared plus the taps of one batch.
+
+The two halves can be had apart: `correlations` runs the models, `match_correlations` solves. What several probes said
+is added in between.
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dimat.align.calls import evaluating
+from dimat.align.correlation import Correlations, PairSums
 from dimat.align.groups import PermutationSpec
 from dimat.align.matching import GroupMatch, Matching
-from dimat.align.solve import best_permutation, total_similarity
+from dimat.align.solve import best_permutation, check_bonus, total_similarity, unit_similarity
 from dimat.align.taps import read_taps
-from dimat.align.units import Tap
-from dimat.errors import AlignmentError
+from dimat.align.units import BLOCKS, Group, Tap
+from dimat.errors import AlignmentError, SchemaError
 
 _TIE = 1e-9
 """Bonus of the identity that decides between equal pairings only; correlations are at least this exact in float64."""
@@ -33,10 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 def activation_matching(
-    spec: PermutationSpec, reference: nn.Module, other: nn.Module, batches: Iterable[Any], *, stickiness: float = 0.0
+    spec: PermutationSpec,
+    reference: nn.Module,
+    other: nn.Module,
+    batches: Iterable[Any],
+    *,
+    stickiness: float = 0.0,
+    margin: float = 0.0,
 ) -> dict[str, Tensor]:
     """The permutations that bring `other` into the basis of `reference`; `match_activations` also tells how well.
 
+    >>> import torch
     >>> from dimat.align import permutation_spec
     >>> _ = torch.manual_seed(0)
     >>> one, two = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
@@ -47,11 +57,17 @@ def activation_matching(
     >>> spec.moved(spec.compose(hidden, found))
     0.0
     """
-    return match_activations(spec, reference, other, batches, stickiness=stickiness).perms
+    return match_activations(spec, reference, other, batches, stickiness=stickiness, margin=margin).perms
 
 
 def match_activations(
-    spec: PermutationSpec, reference: nn.Module, other: nn.Module, batches: Iterable[Any], *, stickiness: float = 0.0
+    spec: PermutationSpec,
+    reference: nn.Module,
+    other: nn.Module,
+    batches: Iterable[Any],
+    *,
+    stickiness: float = 0.0,
+    margin: float = 0.0,
 ) -> Matching:
     """Pair units by the correlation of their activations before the non-linearity, all groups in one pass.
 
@@ -62,110 +78,105 @@ def match_activations(
         batches: the probe; a batch is a tensor, a tuple of arguments or a mapping of keyword arguments. Batches of
             about 64 samples keep what is tapped in the cache.
         stickiness: bonus for leaving a unit where it is, in units of correlation.
+        margin: a group moves only when the rise of its objective is more than this share of what it rises to,
+            (after - before) > margin · |after|, the bonus aside. Both exist because swapping units that are nearly
+            equal gains nothing and harms: once models share a basis, noise must not move them.
 
     Returns:
-        A `Matching`. Units that are constant (or not finite) on the probe in either model have no correlation; they
-        are counted, and stay in place where they can. Groups without a tap stay as they are and count as constant.
+        A `Matching`. Units that are constant (or not finite) on the probe have no correlation; they are counted, and
+        stay in place where they can. Groups without a tap stay as they are and count as constant.
 
     Raises:
+        SchemaError: a model is of another architecture than the spec; the message names the first tensor that differs.
         AlignmentError: the probe is empty, or a model does not take the path on which the taps were found.
+        UsageError: `stickiness` or `margin` is negative or not finite.
     """
-    sums = {
-        (group.name, part): PairSums(group.num_units(part))
+    check_bonus(stickiness, margin)
+    found = correlations(spec, reference, other, batches)
+    return match_correlations(spec, found, stickiness=stickiness, margin=margin)
+
+
+def correlations(spec: PermutationSpec, reference: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Correlations:
+    """Run both models on a probe and sum up how their units go together; arguments and errors of `match_activations`.
+
+    The sums of several probes are added by `Correlations.combine` and solved by `match_correlations`.
+    """
+    for role, model in (("reference", reference), ("other", other)):
+        try:
+            spec.check_state(model.state_dict())
+        except SchemaError as error:
+            raise SchemaError(f"the {role} model is not of the spec's architecture: {error}") from error
+    taps = {  # (group, part) -> its taps; a tap's place in the list is its row in the sums
+        (group.name, part): [tap for tap in group.taps if tap.place.part == part]
         for group in spec.groups
         for part in sorted({tap.place.part for tap in group.taps})
     }
-    num_batches = 0
+    sums = {
+        (name, part): PairSums.empty(spec.by_name[name].num_units(part), len(own)) for (name, part), own in taps.items()
+    }
     with evaluating(reference, other):
         for batch in batches:
-            num_batches += 1
             ours: dict[tuple[str, Tap], Tensor] = {}
 
             def keep(group: str, tap: Tap, rows: Tensor, ours: dict[tuple[str, Tap], Tensor] = ours) -> None:
                 ours[group, tap] = rows
 
             def pair(group: str, tap: Tap, rows: Tensor, ours: dict[tuple[str, Tap], Tensor] = ours) -> None:
-                sums[group, tap.place.part].add(tap, ours.pop((group, tap)), rows)
+                key = group, tap.place.part
+                sums[key].add(taps[key].index(tap), ours.pop((group, tap)), rows)
 
             read_taps(spec, reference, batch, keep)
             read_taps(spec, other, batch, pair)
-    if not num_batches:
-        raise AlignmentError("the probe is empty: activation matching needs at least one batch")
-    return _solve(spec, sums, stickiness)
+    if sums and not any(own.counts.any() for own in sums.values()):
+        raise AlignmentError("the probe is empty: activation matching needs at least one batch with a sample")
+    return Correlations(spec.fingerprint, sums)
 
 
-class PairSums:
-    """Centred sums over the probe for one group: Σ dx dyᵀ, Σ dx², Σ dy², where d is the distance from the mean.
+def match_correlations(
+    spec: PermutationSpec, correlations: Correlations, *, stickiness: float = 0.0, margin: float = 0.0
+) -> Matching:
+    """The matching that follows from correlations; arguments and answer of `match_activations`.
 
-    Each tap has its own mean, the sums are over all taps. Batches are centred before they are multiplied and joined in
-    float64 (Chan, Golub, LeVeque 1979), so a large mean does not cancel.
+    Raises:
+        AlignmentError: the correlations are those of another spec.
+        UsageError: `stickiness` or `margin` is negative or not finite.
     """
-
-    def __init__(self, size: int) -> None:
-        self.cross = torch.zeros(size, size, dtype=torch.float64)
-        self.squares = torch.zeros(2, size, dtype=torch.float64)
-        self.magnitudes = torch.zeros(2, size, dtype=torch.float64)  # Σ mean², to tell constant from small
-        self.num_samples = 0
-        self._means: dict[Tap, tuple[int, Tensor]] = {}
-
-    def add(self, tap: Tap, x: Tensor, y: Tensor) -> None:
-        """Take in one batch of both models at one tap, two matrices of shape (size, n); both are overwritten."""
-        count = x.shape[1]
-        mean = torch.stack([_centre(rows) for rows in (x, y)])
-        self.cross += (x @ y.T).to("cpu", torch.float64)
-        self.squares += (
-            torch.stack([torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)]).to("cpu", torch.float64) ** 2
-        )
-        self.magnitudes += count * mean**2
-        self.num_samples += count
-        seen, old = self._means.get(tap, (0, torch.zeros_like(mean)))
-        shift, weight = mean - old, seen * count / (seen + count)
-        self.cross += weight * torch.outer(shift[0], shift[1])
-        self.squares += weight * shift**2
-        self._means[tap] = (seen + count, old + shift * (count / (seen + count)))
-
-    def correlation(self) -> tuple[Tensor, int]:
-        """Pearson correlations of shape (size, size), and the number of units without one in either model.
-
-        A unit has none when its deviation is rounding (below 1e-6 of its own root mean square) or not finite.
-        """
-        power = self.squares + self.magnitudes
-        useless = ~(self.squares > 1e-12 * power) | ~torch.isfinite(power)
-        scale = torch.where(useless, 0.0, self.squares.rsqrt())
-        found = torch.nan_to_num(self.cross * torch.outer(scale[0], scale[1]), nan=0.0, posinf=0.0, neginf=0.0)
-        return found.clamp(-1.0, 1.0), int(useless.any(dim=0).sum())
-
-
-def _solve(spec: PermutationSpec, sums: dict[tuple[str, int], PairSums], stickiness: float) -> Matching:
-    perms, stats = spec.identity(), []
+    check_bonus(stickiness, margin)
+    if correlations.fingerprint != spec.fingerprint:
+        raise AlignmentError("these correlations were counted by another spec: their units are not the spec's")
+    perms, matches = spec.identity(), []
     before = after = 0.0
     for group in spec.groups:
-        if not group.taps:
-            stats.append(GroupMatch(group.name, group.size, 0.0, 0.0, 0.0, group.size))
-            continue
-        found = {part: sums[name, part].correlation() for name, part in sums if name == group.name}
-        similarities, constant = {part: one[0] for part, one in found.items()}, sum(one[1] for one in found.values())
-        perm = best_permutation(group, similarities, stickiness + _TIE)
-        here = torch.arange(group.size)
+        sums = correlations.of(group)
+        similarities = {part: own.correlation() for part, own in sums.items()}
+        perm = best_permutation(group, similarities, stickiness + _TIE, margin=margin)
+        here = perms[group.name]
         kept, gained = (total_similarity(group, similarities, some) for some in (here, perm))
-        live = max(1, group.size - constant)
-        if 2 * constant > group.size:
-            logger.warning(
-                "%d of the %d units of group %s are constant (or not finite) on the probe and stay where they are",
-                constant, group.size, group.name,
-            )  # fmt: skip
-        stats.append(
-            GroupMatch(
-                group.name, group.size, float((perm != here).double().mean()), kept / live, gained / live, constant
-            )
+        constant, num_compared = _evidence(group, sums)
+        alike = unit_similarity(group, similarities, perm)
+        moved = float((perm != here).double().mean())
+        matches.append(
+            GroupMatch(group.name, group.size, moved, kept / num_compared, gained / num_compared, constant, alike)
         )
         perms[group.name] = perm
         before, after = before + kept, after + gained
-    return Matching(perms, tuple(stats), before, after)
+    return Matching(perms, tuple(matches), before, after)
 
 
-def _centre(rows: Tensor) -> Tensor:
-    """Subtract each row's mean in place; the means, in float64 on the CPU."""
-    mean = rows.mean(dim=1, keepdim=True)
-    rows.sub_(mean)
-    return mean[:, 0].to("cpu", torch.float64)
+def _evidence(group: Group, sums: dict[int, PairSums]) -> tuple[int, int]:
+    """Units of which nothing is known; and how many pairs, of units or of blocks, have a correlation at best.
+
+    What is dead in both models is dead once, wherever it stands: so the worse of the two counts.
+    """
+    dead = {part: int((~own.live()).sum(dim=1).max()) for part, own in sums.items()}
+    num_compared = sum(group.num_units(part) - count for part, count in dead.items())
+    constant = sum(
+        dead.get(part, group.num_units(part)) for part in (range(len(group.parts)) if group.parts else (BLOCKS,))
+    )
+    num_read = sum(group.num_units(part) for part in sums)
+    if 2 * num_compared < num_read:
+        logger.warning(
+            "%d of the %d units of group %s are constant (or not finite) on the probe and stay where they are",
+            num_read - num_compared, num_read, group.name,
+        )  # fmt: skip
+    return constant, max(1, num_compared)

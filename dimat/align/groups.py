@@ -3,6 +3,9 @@
 The hidden units of a layer have no order of their own. Permute the rows of W_1 and b_1 and, by the same permutation,
 the columns of W_2, and y = W_2 f(W_1 x + b_1) is what it was. A *group* is a set of units that must move together
 with every tensor axis that carries them; a `PermutationSpec` is all groups of one architecture. It holds no weights.
+
+Some units may not go everywhere: those inside of an attention head stay together, and the heads change places as a
+whole. Such groups have blocks and parts (`Group`); their permutations are still one tensor of unit numbers each.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dimat.align.units import STRUCTURES, Axis, Frozen, Group, Permutations, Place, Tap, TensorInfo, permute_axis
+from dimat.align import words
+from dimat.align.units import BLOCKS, Axis, Frozen, Group, Permutations, TensorInfo, misfit, permute_axis
 from dimat.errors import AlignmentError, SchemaError
 from dimat.plugins import unknown
 
@@ -60,10 +64,10 @@ class PermutationSpec:
 
     @cached_property
     def members(self) -> dict[str, tuple[tuple[str, Axis], ...]]:
-        """Tensor name -> the (group name, axis) pairs that sit in it."""
+        """Tensor name -> the (group name, axis) pairs that sit in it; of each group, axes of blocks before parts."""
         found: dict[str, list[tuple[str, Axis]]] = {}
         for group in self.groups:
-            for axis in group.axes:
+            for axis in sorted(group.axes, key=lambda axis: axis.part != BLOCKS):
                 found.setdefault(axis.tensor, []).append((group.name, axis))
         return {name: tuple(pairs) for name, pairs in found.items()}
 
@@ -113,6 +117,8 @@ class PermutationSpec:
     def apply(self, state_dict: Mapping[str, Tensor], perms: Permutations) -> dict[str, Tensor]:
         """Permute a state dict: new = old.index_select(dimension, perms[g]) on every axis of every group g.
 
+        In a structured group the blocks are put in their order first, then the units inside of each new block.
+
         Norm parameters and running statistics move with their units. Groups missing in `perms` stay. Tensors that no
         permutation touches are passed on, not copied.
 
@@ -138,6 +144,8 @@ class PermutationSpec:
                 raise SchemaError(
                     f"what belongs to {name!r} has shape {tuple(tensor.shape)}, the parameter has {shape}"
                 )
+            if name in self.members and tensor.numel() != 1:
+                self._check_places(name, tensor)
         return self._permute(tensors, perms)
 
     def verify(
@@ -167,6 +175,15 @@ class PermutationSpec:
         for name in self.members:
             if name not in state_dict:
                 raise SchemaError(f"the groups hold tensor {name!r}, which the state dict lacks")
+            self._check_places(name, state_dict[name])
+
+    def _check_places(self, name: str, tensor: Tensor) -> None:
+        for group, axis in self.members[name]:
+            wrong = misfit(axis.place, self.by_name[group], tensor.shape)
+            if wrong is not None:
+                raise SchemaError(
+                    f"tensor {name!r} of shape {tuple(tensor.shape)} cannot hold group {group!r}: {wrong}"
+                )
 
     def _permute(self, tensors: Mapping[str, Tensor], perms: Permutations) -> dict[str, Tensor]:
         moving = {name: perm for name, perm in self._complete(perms).items() if not _is_identity(perm)}
@@ -189,12 +206,9 @@ class PermutationSpec:
                 size = self.by_name[name].size
                 raise AlignmentError(f"group {name!r} takes a permutation of {size} units, not {_brief(found)}")
             group = self.by_name[name]
-            if not group.respects(found):
-                stay = "blocks stay, and " if group.structure == "blocks" else ""
-                raise AlignmentError(
-                    f"group {name!r} has {group.num_blocks} blocks with parts of {group.parts} units: {stay}"
-                    "the units of a block stay together, each in its part; the permutation tears them apart"
-                )
+            torn = group.torn(found)
+            if torn is not None:
+                raise AlignmentError(f"group {name!r} does not allow this permutation: {torn}")
             complete[name] = found
         return complete
 
@@ -202,79 +216,28 @@ class PermutationSpec:
 
     def to_json(self) -> str:
         """The spec as JSON text, for `from_json`."""
-        groups = [
-            {
-                "name": g.name,
-                "size": g.size,
-                "structure": g.structure,
-                "parts": g.parts,
-                "axes": [axis.to_list() for axis in g.axes],
-                "taps": g.taps,
-            }
-            for g in self.groups
-        ]
-        return json.dumps({"version": 1, "groups": groups, "tensors": list(self.tensors), "frozen": list(self.frozen)})
+        return words.to_json(self)
 
     @staticmethod
     def from_json(text: str) -> PermutationSpec:
         """The spec that `to_json` wrote; by hand, `{"groups": [{"name", "size", "axes": [[tensor, dimension], ...]}]}`.
 
+        A structured group adds `"structure": "heads"` (or `"blocks"`) and `"parts"`. An axis is listed with the fields
+        of `Axis` in their order, as far as they are needed: [tensor, dimension, block, start, rest, part, outer].
+
         Raises:
-            AlignmentError: the text is not a spec.
+            AlignmentError: the text is not a spec, or a group contradicts itself.
+
+        >>> axes = [["qkv", 0, 4, 0, [[4, 1]]], ["qkv", 0, 1, 0, [], 0, [0, 4]]]
+        >>> group = {"name": "heads", "size": 8, "structure": "heads", "parts": [4], "axes": axes}
+        >>> print(PermutationSpec.from_json(json.dumps({"groups": [group]})))
+        1 groups, 8 units
+          heads       8 units (2 movable blocks of 4) in 1 tensors, 0 taps
         """
-        try:
-            data = json.loads(text)
-            groups = tuple(
-                Group(
-                    str(entry["name"]),
-                    int(entry["size"]),
-                    tuple(Axis(*_axis_fields(axis)) for axis in entry["axes"]),
-                    tuple(Tap(tap[0], tap[1], tap[2], Place(*_tuples(tap[3]))) for tap in entry.get("taps", ())),
-                    str(entry.get("structure", "plain")),
-                    tuple(int(part) for part in entry.get("parts", ())),
-                )
-                for entry in data["groups"]
-            )
-            tensors = tuple(
-                TensorInfo(name, tuple(shape), bool(trained)) for name, shape, trained in data.get("tensors", ())
-            )
-            frozen = tuple(Frozen(*entry) for entry in data.get("frozen", ()))
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"this is not a permutation spec: {type(error).__name__}: {error}"
-            raise AlignmentError(message, hint="see PermutationSpec.to_json for the form") from error
-        for group in groups:
-            if group.structure not in STRUCTURES:
-                raise AlignmentError(f"group {group.name!r}: {unknown('structure', group.structure, STRUCTURES)}")
-            if bool(group.parts) != (group.structure != "plain") or group.size % group.width:
-                found = (
-                    f"group {group.name!r} is {group.structure!r}, with {group.size} units, parts {list(group.parts)}"
-                )
-                raise AlignmentError(f"{found}; a plain group has no parts, others are made up of blocks of parts")
-        return PermutationSpec(groups, tensors, frozen)
+        return PermutationSpec(*words.from_json(text))
 
     def __str__(self) -> str:
-        units = sum(group.size for group in self.groups)
-        parameters = sum(math.prod(info.shape) for info in self.tensors if info.trained)
-        share = f", {self.coverage():.1%} of {parameters:,} parameters can move" if parameters else ""
-        lines = [f"{len(self.groups)} groups, {units:,} units{share}"]
-        width = max((len(group.name) for group in self.groups), default=0)
-        for group in self.groups:
-            tensors = len({axis.tensor for axis in group.axes})
-            inside = f" ({group.num_blocks} {_WORDS[group.structure]} of {_sum(group.parts)})" if group.parts else ""
-            lines.append(
-                f"  {group.name:<{width}}  {group.size:>6} units{inside} in {tensors} tensors, {len(group.taps)} taps"
-            )
-        for entry in self.frozen:
-            where = f" in {entry.module}" if entry.module else ""
-            lines.append(f"  frozen by {entry.operator}{where}: {entry.num_parameters:,} parameters")
-        return "\n".join(lines)
-
-
-_WORDS = {"heads": "movable blocks", "blocks": "fixed blocks"}
-
-
-def _sum(parts: tuple[int, ...]) -> str:
-    return " + ".join(str(part) for part in parts)
+        return words.describe(self)
 
 
 def _random(group: Group, generator: torch.Generator) -> Tensor:
@@ -286,16 +249,6 @@ def _random(group: Group, generator: torch.Generator) -> Tensor:
         for part in group.parts
     ]
     return group.joined(blocks, within)
-
-
-def _axis_fields(entry: Any) -> Any:
-    tensor, dimension, *others = entry
-    return str(tensor), int(dimension), *_tuples(others)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, at every depth."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _is_identity(perm: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,7 +17,11 @@ class GroupMatch:
         moved: share of units whose permutation is not the identity, in [0, 1].
         before: similarity of the units at equal positions before the matching (mean correlation, or inner product).
         after: the same after it.
-        constant: units that say nothing on the probe in either model (always 0 when matched by weights).
+        constant: units of which the probe says nothing: constant or not finite in one of the models (in the one that
+            has more of them), or in a part of the group that is not read; always 0 when matched by weights.
+        similarity: of each unit of the reference with its partner, float64 of shape (size,), in [-1, 1]: the
+            correlation (0 when constant), or the cosine of their weights. NaN where nothing is known; None when it was
+            not computed.
     """
 
     name: str
@@ -26,6 +30,7 @@ class GroupMatch:
     before: float
     after: float
     constant: int = 0
+    similarity: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +57,5 @@ class Matching:
 
     @property
     def constant(self) -> int:
-        """Number of units that are constant on the probe in either model."""
+        """Number of units of which the probe says nothing."""
         return sum(group.constant for group in self.groups)

@@ -1,4 +1,9 @@
-"""Where hidden units sit: places in tensors and in activations, and the two ways to handle a tensor by its units."""
+"""Where hidden units sit: places in tensors and in activations, and the ways to handle a tensor by its units.
+
+A plain group is a row of units in any order. A structured one is a row of *blocks* (attention heads, the groups of a
+grouped convolution), each made up of *parts* (the inside of q and k, the inside of v) whose units have an order of
+their own in every block. A `Place` says for one dimension of a tensor which entries carry which block or unit.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +25,29 @@ BLOCKS = -1
 
 
 class Place(NamedTuple):
-    """Which entries of a dimension belong to which unit: u has start + u · block + (every loop of `rest`).
+    """Which entries of a dimension belong to which unit: u has start + u · block + (every sum of loops of `rest`).
 
-    Without `rest` the dimension is read as (repeat, size, block): `block` consecutive entries belong to one unit (the
-    pixels of a channel that was flattened before a linear layer), and `repeat` follows from the length.
+    Attributes:
+        dimension: of the tensor.
+        block: distance between consecutive units.
+        start: where the first unit begins, as in the rows of k in a packed q, k, v. Needs `rest`, be it empty.
+        rest: (count, stride) of each loop over the entries of one unit. None, which only a place of blocks (or of a
+            plain group) may say, reads the whole dimension as (repeat, size, block): `block` consecutive entries
+            belong to one unit (the pixels of a channel that was flattened before a linear layer), and `repeat`
+            follows from the length.
+        part: `BLOCKS` when the place carries whole blocks, else the number of the part whose units it carries.
+        outer: (dimension, stride) of the blocks around the units of a part. In the same dimension, unit (b, u) has
+            start + b · stride + u · block + rest; another dimension is read as (repeat, num_blocks, stride).
 
-    In a group of blocks (heads) a place carries either the blocks (`part` is -1) or one part of the units inside of
-    each; then `outer` = (dimension, block) tells where the blocks sit in the same tensor: in the same dimension at
-    start + b · block, or in another one, read as (repeat, num_blocks, block).
+    The columns of an output projection over (kv head, query, d) carry three things in one dimension. With 2 kv heads,
+    3 queries for each and d = 4, for a group with parts (3, 4):
+
+    >>> heads, queries = Place(1, 12), Place(1, block=4, rest=((4, 1),), part=0, outer=(1, 12))
+    >>> inside = Place(1, block=1, rest=((3, 4),), part=1, outer=(1, 12))
+    >>> positions(queries, 3).tolist()
+    [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    >>> positions(inside, 4).tolist()
+    [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
     """
 
     dimension: int
@@ -109,6 +129,11 @@ class Group:
         structure: `plain` when any permutation of the units is allowed; `heads` when blocks change places, and units
             within each (attention heads, the groups of a grouped convolution or norm); `blocks` when blocks stay.
         parts: sizes of the parts of a block: with attention heads (d_qk, d_v). Empty in a plain group.
+
+    >>> heads = Group("q.weight:0", 8, (), structure="heads", parts=(1, 3))
+    >>> perm = heads.joined(torch.tensor([1, 0]), [torch.zeros(2, 1).long(), torch.tensor([[0, 1, 2], [2, 0, 1]])])
+    >>> perm.tolist()  # the second head first; the v-units of the first head, now at place 1, in the order 2, 0, 1
+    [4, 5, 6, 7, 0, 3, 1, 2]
     """
 
     name: str
@@ -150,22 +175,32 @@ class Group:
         inside = torch.cat([order + start for order, start in zip(within, starts, strict=True)], dim=1)
         return (blocks[:, None] * self.width + inside).reshape(-1)
 
-    def respects(self, perm: Tensor) -> bool:
-        """Whether a permutation of the units keeps blocks together and every unit in its part."""
+    def torn(self, perm: Tensor) -> str | None:
+        """How a permutation of the units breaks the structure, in words; None when the group allows it."""
         if not self.parts:
-            return True
+            return None
         table = perm.view(self.num_blocks, self.width)
-        blocks = table // self.width
-        kind = torch.repeat_interleave(torch.arange(len(self.parts)), torch.tensor(self.parts))
-        stays = self.structure != "blocks" or torch.equal(blocks[:, 0], torch.arange(self.num_blocks))
-        return stays and bool((blocks == blocks[:, :1]).all()) and bool((kind[table % self.width] == kind).all())
+        blocks, inside = table // self.width, table % self.width
+        part_of = torch.repeat_interleave(torch.arange(len(self.parts)), torch.tensor(self.parts))
+        allowed = f"it has {self.num_blocks} blocks with parts of {' + '.join(map(str, self.parts))} units"
+        for row, own in enumerate(blocks.tolist()):
+            if len(set(own)) > 1:
+                several = " and ".join(str(block) for block in sorted(set(own)))
+                return f"{allowed}, which stay together, and place {row} would get units of blocks {several}"
+            if self.structure == "blocks" and own[0] != row:
+                return f"{allowed}, which stay where they are, and place {row} would get block {own[0]}"
+        for row, misplaced in enumerate((part_of[inside] != part_of).any(dim=1).tolist()):
+            if misplaced:
+                return f"{allowed}, and in place {row} units would leave their part"
+        return None
 
 
 def permute_axis(tensor: Tensor, axis: Axis, group: Group, perm: Tensor) -> Tensor:
-    """`tensor` with the units along `axis` in the order `perm` of its group.
+    """`tensor` with the units along `axis` in the order `perm` of its group; a copy.
 
     Of a group with parts, an axis of blocks moves blocks as a whole and an axis of a part moves the units inside of
-    each; the axis of blocks must have been permuted first (groups list them so).
+    each. A permutation says which units go inside of each *new* block, so the axes of blocks come first
+    (`PermutationSpec.members` lists them so). Axes of parts commute.
     """
     dimension, length = axis.dimension, tensor.shape[axis.dimension]
     if axis.part == BLOCKS:
@@ -198,7 +233,11 @@ def permute_axis(tensor: Tensor, axis: Axis, group: Group, perm: Tensor) -> Tens
 
 
 def unit_rows(tensor: Tensor, place: Place, group: Group) -> Tensor:
-    """`tensor` as a matrix (group.num_units(place.part), rest), one row for each unit; copies where it must."""
+    """`tensor` as a matrix (group.num_units(place.part), rest), one row for each unit; copies where it must.
+
+    Unit (b, u) of a part has row b · group.parts[part] + u. Entries stand in the same order in every row, one that
+    depends on shapes and place alone, so rows of two tensors of one shape can be compared.
+    """
     dimension, num = place.dimension, group.num_blocks
     if place.part == BLOCKS:
         if place.rest is None:
@@ -219,6 +258,35 @@ def unit_rows(tensor: Tensor, place: Place, group: Group) -> Tensor:
     parted = _unflatten(picked, outer_at, (-1, num, stride))
     inner_at = dimension if dimension < where else dimension + 2
     return parted.movedim((outer_at + 1, inner_at), (0, 1)).reshape(num * len(places), -1)
+
+
+def misfit(place: Place, group: Group, shape: Sequence[int]) -> str | None:
+    """Why a tensor of this shape cannot carry the units of `group` at `place`, in words; None when it can."""
+    part, dimension, num = place.part, place.dimension, group.num_blocks
+    if not 0 <= dimension < len(shape):
+        return f"there is no dimension {dimension}"
+    if not BLOCKS <= part < len(group.parts):
+        return f"there is no part {part}: the parts of a block are {list(group.parts)}"
+    length = shape[dimension]
+    if place.rest is None and part == BLOCKS:
+        if place.start:
+            return f"a start of {place.start} needs `rest`, be it empty"
+        if length % (num * place.block):
+            return f"dimension {dimension} has {length} entries, no multiple of {num} x {place.block}"
+        return None
+    units, end = (num if part == BLOCKS else group.parts[part]), place.start
+    if part != BLOCKS:
+        if place.outer is None:
+            return f"part {part} needs `outer`: where the blocks are"
+        where, stride = place.outer
+        if where == dimension:
+            end += (num - 1) * stride
+        elif not 0 <= where < len(shape):
+            return f"there is no dimension {where}"
+        elif shape[where] % (num * stride):
+            return f"dimension {where} has {shape[where]} entries, no multiple of {num} x {stride}"
+    end += (units - 1) * place.block + sum((count - 1) * step for count, step in place.rest or ())
+    return None if end < length else f"dimension {dimension} has {length} entries, the units go up to entry {end}"
 
 
 def positions(place: Place, num: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from dimat.align.calls import evaluating, tensors_in
 from dimat.align.groups import PermutationSpec
-from dimat.align.units import Permutations
+from dimat.align.units import Group, Permutations
 from dimat.errors import AlignmentError
 
 _DRAWS = 32
@@ -63,18 +63,26 @@ def verify(
 
 
 def _moving(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
-    """Random permutations without an identity, where there is a choice.
+    """Random permutations that move the blocks of each group, and units of every part, where there is a choice.
 
-    A group of two draws the identity every other time, which would prove nothing.
+    Two heads draw their old order every other time, which would prove nothing about heads.
     """
     perms = spec.random(seed)
     for again in range(1, _DRAWS):
-        still = [name for name, perm in perms.items() if torch.equal(perm, torch.arange(len(perm)))]
+        still = [group.name for group in spec.groups if not _moves(group, perms[group.name])]
         if not still:
             break
         drawn = spec.random(seed + again * _STEP)
         perms.update({name: drawn[name] for name in still})
     return perms
+
+
+def _moves(group: Group, perm: Tensor) -> bool:
+    """Whether a permutation moves everything that can: the blocks (or plain units), and units of every part."""
+    blocks = group.order_of_blocks(perm)
+    levels = [blocks[None]] if group.structure != "blocks" and len(blocks) > 1 else []
+    levels += [group.order_within(perm, part) for part, size in enumerate(group.parts) if size > 1]
+    return all(bool((order != torch.arange(order.shape[1])).any()) for order in levels)
 
 
 def _nudged(model: nn.Module, seed: int) -> dict[str, Tensor]:
