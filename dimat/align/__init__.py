@@ -14,21 +14,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dimat.align.activations import activation_matching, match_activations
+    from dimat.align.activations import activation_matching, correlations, match_activations, match_correlations
     from dimat.align.assign import linear_assignment
+    from dimat.align.correlation import Correlations, PairSums
     from dimat.align.groups import PermutationSpec
     from dimat.align.matching import GroupMatch, Matching
     from dimat.align.operators import register_operator
+    from dimat.align.partial import PartialMatch, partial_matching
     from dimat.align.trace import permutation_spec
     from dimat.align.units import Axis, Frozen, Group, Tap, TensorInfo
     from dimat.align.weights import match_weights, weight_matching
 
 _HOMES = {
-    "activations": ("activation_matching", "match_activations"),
+    "activations": ("activation_matching", "correlations", "match_activations", "match_correlations"),
     "assign": ("linear_assignment",),
+    "correlation": ("Correlations", "PairSums"),
     "groups": ("PermutationSpec",),
     "matching": ("GroupMatch", "Matching"),
     "operators": ("register_operator",),
+    "partial": ("PartialMatch", "partial_matching"),
     "trace": ("permutation_spec",),
     "units": ("Axis", "Frozen", "Group", "Tap", "TensorInfo"),
     "weights": ("match_weights", "weight_matching"),
@@ -36,17 +40,23 @@ _HOMES = {
 
 __all__ = [
     "Axis",
+    "Correlations",
     "Frozen",
     "Group",
     "GroupMatch",
     "Matching",
+    "PairSums",
+    "PartialMatch",
     "PermutationSpec",
     "Tap",
     "TensorInfo",
     "activation_matching",
+    "correlations",
     "linear_assignment",
     "match_activations",
+    "match_correlations",
     "match_weights",
+    "partial_matching",
     "permutation_spec",
     "register_operator",
     "weight_matching",
