@@ -60,9 +60,9 @@ def print_aligned(aligned: Aligned) -> None:
 
     console = Console(markup=False, highlight=False, emoji=False)
     spec, matching = aligned.spec, aligned.matching
-    what = "correlation" if aligned.by == "activations" else "inner product"
-    table = Table(title=f"Groups of units, matched by {aligned.by}", title_justify="left")
-    for heading in ("group", "units", "structure", "moved", f"{what} before", "after"):
+    what = "mean correlation" if aligned.by == "activations" else "inner product of the weights"
+    table = Table(title=f"Groups of units, matched by {aligned.by}: {what} before and after", title_justify="left")
+    for heading in ("group", "units", "structure", "moved", "before", "after"):
         table.add_column(heading, justify="left" if heading in ("group", "structure") else "right", overflow="fold")
     for found in matching.groups[:_SHOWN_GROUPS]:
         structure = _structure(spec.by_name[found.name])

@@ -234,7 +234,10 @@ def align(
         typer.Option(metavar="MOD:FN", help="Makes the torch module: package.module:function or file.py:function."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="OUT", help="Where the aligned B goes: a file, or a folder for folders.")
+        Path,
+        typer.Option(
+            "--out", metavar="OUT", help="Where the aligned B goes: a file (replaced when there), or a new folder."
+        ),
     ],
     by: Annotated[str, typer.Option(metavar="WAY", help="weights, or activations on --data.")] = "weights",
     data: Annotated[
