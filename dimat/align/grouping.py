@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dimat.align.axes import AxisTable, Dim
-from dimat.align.settle import Contraction, Spot, find_leaders, spots
+from dimat.align.settle import Spot, find_leaders, spots
 from dimat.align.taps import Record, choose_taps
 from dimat.align.units import BLOCKS, Axis, Group, Tap
 
@@ -25,7 +25,6 @@ def find_groups(
     table: AxisTable,
     members: Mapping[str, tuple[Dim, ...]],
     records: Iterable[Record],
-    contractions: Sequence[Contraction],
     witnesses: Sequence[tuple[Dim, ...]],
 ) -> tuple[Group, ...]:
     """The groups among the axes of `members` (entries of the state dict, in its order), with their taps.
@@ -34,7 +33,7 @@ def find_groups(
     """
     records = list(records)
     symbols = {symbol.dims for record in records for symbol in (*record.inputs, *record.outputs)}
-    leaders = find_leaders(table, [*members.values(), *symbols, *witnesses], contractions)
+    leaders = find_leaders(table, [*members.values(), *symbols, *witnesses])
     drafts: dict[int, _Draft] = {}
     for name, dims in members.items():
         found = sorted(

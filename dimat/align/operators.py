@@ -68,11 +68,20 @@ class Context(Protocol):
     def free(self, length: int) -> Dim:
         """A new dimension along which all entries are alike (expanded, or padded with one value)."""
 
-    def contract(self, one: Dim, other: Dim, shared: Sequence[Dim] = ()) -> None:
-        """Two dimensions are summed over together.
+    def contract(
+        self,
+        one: Dim,
+        other: Dim,
+        *,
+        shared: Sequence[Dim] = (),
+        left: Sequence[Dim] = (),
+        right: Sequence[Dim] = (),
+    ) -> None:
+        """Two dimensions are summed over together, as in a matrix product.
 
-        `shared` are the dimensions that the operator holds aligned meanwhile (the batch of a matrix product): only
-        inside of them, or in the same dimension, may inner units have an order of their own.
+        `shared` are the dimensions that both operands have and the operator holds aligned (its batch), `left` and
+        `right` what else of each operand is left in the output. Inner units may have an order of their own only inside
+        of what is shared or, for those that are not summed over, of the same operand.
         """
 
     def witness(self, dims: Sequence[Dim]) -> None:

@@ -1,8 +1,9 @@
 """What is left of the freedom at the end of a trace: which atoms move, which follow which, and where each stands.
 
 An inner atom D may have another order inside of every unit of an outer atom H (the units inside of attention heads)
-when that is so at every place: each tensor in which D stands must have H exactly once beside it, and operators that
-sum over D must hold H aligned. Where that fails, D has one order for all of H, which is the same symmetry with less
+when that is so at every place: each tensor in which D stands must have H exactly once beside it. That goes for what
+operators pass through inside as well: a matrix product is equivariant when what is left of each operand is, without
+the dimension that is summed over. Where it fails, D has one order for all of H, which is the same symmetry with less
 freedom. D follows one atom at most; whom it follows follows nobody.
 """
 
@@ -16,14 +17,6 @@ from dimat.align.axes import AxisTable, Cause, Dim
 from dimat.align.units import Place
 
 _COLLAPSED = Cause("entries that share their order", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """A dimension that an operator sums over, and the dimensions that it holds aligned meanwhile."""
-
-    dim: Dim
-    shared: tuple[Dim, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +58,13 @@ class Spot:
         return Place(self.dimension, self.stride, self.start, rest, part, outer)
 
 
-def find_leaders(
-    table: AxisTable, tensors: Iterable[tuple[Dim, ...]], contractions: Sequence[Contraction]
-) -> dict[int, int]:
-    """Atom -> the atom that it follows, for those that still follow one; families that cannot be kept are given up."""
+def find_leaders(table: AxisTable, tensors: Iterable[tuple[Dim, ...]]) -> dict[int, int]:
+    """Atom -> the atom that it follows, for those that still follow one; families that cannot be kept are given up.
+
+    `tensors` are the dimensions of all that the pass goes through, inside of operators too.
+    """
     seen = sorted(set(tensors))
-    while _collapse_lonely(table, seen, contractions):
+    while _collapse_lonely(table, seen):
         pass
     allowed: dict[int, set[int]] = {}
 
@@ -82,10 +76,6 @@ def find_leaders(
     for dims in seen:
         for spot in spots(table, dims):
             only(spot.atom, spot.companions())
-    for contraction in contractions:
-        for spot in spots(table, (contraction.dim, *contraction.shared)):
-            if spot.dimension == 0:
-                only(spot.atom, spot.companions())
     leaders: dict[int, int] = {}
     for atom in sorted(allowed):
         roots = [other for other in sorted(allowed[atom]) if other not in leaders]
@@ -196,10 +186,10 @@ def _segments(table: AxisTable, row: _Row) -> Iterator[_Row]:
         yield from _segments(table, _picked(table, row, over, index))
 
 
-def _collapse_lonely(table: AxisTable, tensors: Sequence[tuple[Dim, ...]], contractions: Sequence[Contraction]) -> bool:
+def _collapse_lonely(table: AxisTable, tensors: Sequence[tuple[Dim, ...]]) -> bool:
     """Give up the families that stand somewhere without the atom they are over; whether there were any."""
     lonely: set[int] = set()
-    for dims in (*tensors, *((one.dim, *one.shared) for one in contractions)):
+    for dims in tensors:
         lonely.update(spot.atom for spot in spots(table, dims) if table.family(spot.atom) is not None)
     for atom in sorted(lonely):
         table.collapse(atom, _COLLAPSED)

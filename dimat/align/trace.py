@@ -20,7 +20,6 @@ from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, te
 from dimat.align.grouping import find_groups
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Operator, Symbolic, find_operator
-from dimat.align.settle import Contraction
 from dimat.align.taps import Record
 from dimat.align.units import Frozen, TensorInfo
 from dimat.errors import AlignmentError
@@ -84,7 +83,6 @@ class _Tracer(Calls):
         self._symbols: dict[int, Symbolic] = {}
         self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
         self._records: list[Record] = []
-        self._contractions: list[Contraction] = []
         self._witnesses: list[tuple[Dim, ...]] = []
         self._used: set[int] = set()
         self._modules = {id(module): name for name, module in model.named_modules()}
@@ -135,10 +133,18 @@ class _Tracer(Calls):
         """A new dimension along which all entries are alike."""
         return self.table.free(length)
 
-    def contract(self, one: Dim, other: Dim, shared: Sequence[Dim] = ()) -> None:
-        """Two dimensions are summed over together; `shared` are held aligned meanwhile."""
+    def contract(
+        self,
+        one: Dim,
+        other: Dim,
+        *,
+        shared: Sequence[Dim] = (),
+        left: Sequence[Dim] = (),
+        right: Sequence[Dim] = (),
+    ) -> None:
+        """Two dimensions are summed over together; what is left of each operand must do without them."""
         self.table.tie(one, other, self.cause)
-        self._contractions.append(Contraction(one, tuple(shared)))
+        self._witnesses.extend((*shared, *rest) for rest in ([one], left, right))
 
     def witness(self, dims: Sequence[Dim]) -> None:
         """The operator passes through a tensor with these dimensions."""
@@ -273,7 +279,7 @@ class _Tracer(Calls):
         members = {
             name: self._symbols[id(tensor)].dims for name, tensor in self._names.items() if id(tensor) in self._weights
         }
-        groups = find_groups(self.table, members, self._records, self._contractions, self._witnesses)
+        groups = find_groups(self.table, members, self._records, self._witnesses)
         lost: dict[Cause, dict[int, int]] = {}
         for name, dims in members.items():
             tensor = self._names[name]

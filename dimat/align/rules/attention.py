@@ -36,8 +36,9 @@ def scaled_dot_product_attention(
     if enable_gqa:
         batches = [_with_copies(context, tensor.dims[:-2], query.shape[-3]) for tensor in (query, key, value)]
     batch = _broadcast(context, *batches)
-    context.contract(query.dims[-1], key.dims[-1], shared=batch)
-    context.contract(key.dims[-2], value.dims[-2], shared=batch)
+    length, positions = query.dims[-2], key.dims[-2]
+    context.contract(query.dims[-1], key.dims[-1], shared=batch, left=[length], right=[positions])
+    context.contract(positions, value.dims[-2], shared=batch, left=[length], right=[value.dims[-1]])
     if is_causal:
         context.freeze(query.dims[-2], key.dims[-2])
     if attn_mask is not None:
@@ -54,13 +55,16 @@ def einsum(context: Context, equation: str, *operands: Any) -> tuple[Dim, ...]:
     for one, other in combinations(named, 2):
         common = [letter for letter in one if other.get(letter) and one[letter]]
         for letter in common:
-            context.contract(one[letter], other[letter], [one[name] for name in common if name != letter])
+            context.contract(one[letter], other[letter], shared=[one[name] for name in common if name != letter])
     size = {letter: next((own[letter] for own in named if own.get(letter)), ()) for own in named for letter in own}
     dots = sorted((name for name in size if len(name) > 1), reverse=True)  # outermost first
     if not arrow:
         right = "..." + "".join(sorted(letter for letter in size if left.count(letter) == 1))
     before, _, after = right.partition("...") if "..." in right else (right, "", "")
-    return tuple(size[name] for name in (*before, *(dots if "..." in right else ()), *after))
+    kept = (*before, *(dots if "..." in right else ()), *after)
+    for own in named:
+        context.witness([dim for letter, dim in own.items() if letter in kept])
+    return tuple(size[name] for name in kept)
 
 
 @register_operator("baddbmm")
@@ -69,7 +73,8 @@ def baddbmm(
 ) -> tuple[Dim, ...]:
     """Input + batch1 @ batch2 for each matrix of a batch."""
     batch = _broadcast(context, batch1.dims[:-2], batch2.dims[:-2])
-    context.contract(batch1.dims[-1], batch2.dims[-2], shared=batch)
+    rows, columns = batch1.dims[-2], batch2.dims[-1]
+    context.contract(batch1.dims[-1], batch2.dims[-2], shared=batch, left=[rows], right=[columns])
     return _broadcast(context, (*batch, batch1.dims[-2], batch2.dims[-1]), input.dims)
 
 

@@ -12,7 +12,7 @@ from dimat.align.operators import Context, Symbolic, register_operator
 @register_operator("linear")
 def linear(context: Context, input: Symbolic, weight: Symbolic, bias: Symbolic | None = None) -> tuple[Dim, ...]:
     """Y = x Wᵀ + b with W of shape (out, in)."""
-    context.contract(input.dims[-1], weight.dims[-1])
+    context.contract(input.dims[-1], weight.dims[-1], left=input.dims[:-1], right=weight.dims[:-1])
     out = weight.dims[:-1]
     if bias is not None and out:
         context.tie(out[0], bias.dims[0])
@@ -37,7 +37,7 @@ def convolution(
     several, each = context.table.regroup([channels], (groups, weight.shape[1]), context.cause)
     outer, inner = context.table.regroup([out], (groups, weight.shape[0] // groups), context.cause)
     context.tie(several, outer)
-    context.contract(each, weight.dims[1], shared=[several])
+    context.contract(each, weight.dims[1], shared=[several], left=input.dims[: -spatial - 1], right=[inner])
     out = (*outer, *inner)
     if bias is not None:
         context.tie(out, bias.dims[0])
@@ -64,7 +64,7 @@ def transposed_convolution(
     several, each = context.table.regroup([channels], (groups, weight.shape[0] // groups), context.cause)
     outer, inner = context.table.regroup([weight.dims[0]], (groups, weight.shape[0] // groups), context.cause)
     context.tie(several, outer)
-    context.contract(each, inner, shared=[several])
+    context.contract(each, inner, shared=[several], left=input.dims[: -spatial - 1], right=[out])
     out = (*several, *out)
     if bias is not None:
         context.tie(out, bias.dims[0])
@@ -145,7 +145,8 @@ def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...
         if len(long) == 2:
             context.tie(*long)
         batch.append(long[0] if long else ())
-    context.contract(input.dims[-1], other.dims[-2] if other.ndim > 1 else other.dims[0], shared=batch)
+    summed = other.dims[-2] if other.ndim > 1 else other.dims[0]
+    context.contract(input.dims[-1], summed, shared=batch, left=rows, right=columns)
     return (*batch, *rows, *columns)
 
 
@@ -153,7 +154,7 @@ def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...
 def inner_product(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
     """The last dimensions are summed over together; all others stand side by side."""
     if input.ndim and other.ndim:
-        context.contract(input.dims[-1], other.dims[-1])
+        context.contract(input.dims[-1], other.dims[-1], left=input.dims[:-1], right=other.dims[:-1])
     return (*input.dims[:-1], *other.dims[:-1]) if input.ndim and other.ndim else input.dims + other.dims
 
 
@@ -180,8 +181,9 @@ def bilinear(
     """y_k = x_1ᵀ W_k x_2 + b_k with W of shape (out, in 1, in 2)."""
     for one, two in zip(input1.dims[:-1], input2.dims[:-1], strict=True):
         context.tie(one, two)
-    context.contract(input1.dims[-1], weight.dims[1])
-    context.contract(input2.dims[-1], weight.dims[2])
+    out, *inside = weight.dims
+    context.contract(input1.dims[-1], inside[0], left=input1.dims[:-1], right=[out, inside[1]])
+    context.contract(input2.dims[-1], inside[1], left=input2.dims[:-1], right=[out])
     if bias is not None:
         context.tie(weight.dims[0], bias.dims[0])
     return (*input1.dims[:-1], weight.dims[0])

@@ -111,10 +111,10 @@ def _layer(
         context.tie(rows[0], units)
     cell = out = rows[0]
     if projection is not None:
-        context.contract(cell, projection.dims[1])
+        context.contract(cell, projection.dims[1], right=projection.dims[:1])
         out = projection.dims[0]
-    context.contract(features, weights[0].dims[1])
-    context.contract(out, weights[1].dims[1])
+    context.contract(features, weights[0].dims[1], right=weights[0].dims[:1])
+    context.contract(out, weights[1].dims[1], right=weights[1].dims[:1])
     return [out, cell]
 
 
