@@ -55,7 +55,8 @@ def einsum(context: Context, equation: str, *operands: Any) -> tuple[Dim, ...]:
     for one, other in combinations(named, 2):
         common = [letter for letter in one if other.get(letter) and one[letter]]
         for letter in common:
-            context.contract(one[letter], other[letter], shared=[one[name] for name in common if name != letter])
+            context.tie(one[letter], other[letter])
+        context.witness([one[letter] for letter in common])
     size = {letter: next((own[letter] for own in named if own.get(letter)), ()) for own in named for letter in own}
     dots = sorted((name for name in size if len(name) > 1), reverse=True)  # outermost first
     if not arrow:
