@@ -74,9 +74,17 @@ class Grams:
         """⟨A_t, π(B_t)⟩ by tensor (by default all that vote), summed in float64."""
         found = {}
         for name in self.members if tensors is None else tensors:
-            product = self.a[name] * self._permuted(name, self.members[name], perms)
+            product = self.a[name] * self.permuted(name, self.members[name], perms)
             found[name] = float(torch.sum(product, dtype=torch.float64))
         return found
+
+    def rounding(self, tensors: Iterable[str]) -> float:
+        """What rounding may do to the sum of ⟨A_t, π(B_t)⟩ over `tensors`: a gain of less is none."""
+        return 8 * torch.finfo(self.dtype).eps * sum(self.bound[name] for name in tensors)
+
+    def permuted(self, tensor: str, pairs: Iterable[Pair], perms: Mapping[str, Tensor]) -> Tensor:
+        """The other model's tensor, with the axes in `pairs` permuted."""
+        return permute_pairs(self.spec, self.b[tensor], pairs, perms)
 
     def linear(self, name: str, perms: Mapping[str, Tensor], terms: Iterable[Term] | None = None) -> dict[int, Tensor]:
         """Similarity by part, from what is linear in the group's permutation; not to be written to.
@@ -94,7 +102,7 @@ class Grams:
             sums = {part: total.clone() for part, total in sums.items()}
         for term in fresh:
             tensor = term.axis.tensor
-            b = self._permuted(tensor, term.beside, perms)
+            b = self.permuted(tensor, term.beside, perms)
             _add_gram(sums, _without(self.a[tensor], term.covered), b, term.axis, group)
         if name not in self._kept:
             del self._sums[name], self._seen[name]
@@ -107,9 +115,9 @@ class Grams:
         """
         group, sums = self.spec.by_name[name], dict[int, Tensor]()
         for tensor, own in self.evidence[name].crossed.items():
-            b = self._permuted(tensor, self.members[tensor], perms)
-            for axis, covered in own:
-                _add_gram(sums, _without(self.a[tensor], covered), b, axis, group)
+            b = self.permuted(tensor, self.members[tensor], perms)
+            for axis in own:
+                _add_gram(sums, self.a[tensor], b, axis, group)
         for part, gram in sums.items():
             back = torch.argsort(part_order(group, perms[name], part))
             sums[part] = gram.index_select(1, back.to(gram.device))
@@ -143,12 +151,6 @@ class Grams:
             found[d] = permute_axis(found.get(d, torch.arange(length)), flat, self.spec.by_name[name], perms[name])
         return found
 
-    def _permuted(self, tensor: str, pairs: Iterable[Pair], perms: Mapping[str, Tensor]) -> Tensor:
-        b = self.b[tensor]
-        for name, axis in pairs:
-            b = permute_axis(b, axis, self.spec.by_name[name], perms[name])
-        return b
-
     def _affordable(self) -> set[str]:
         """The groups whose sums are kept: the smallest ones, up to the size of a model."""
         sizes = {
@@ -169,6 +171,13 @@ def voting_members(spec: PermutationSpec, state: Mapping[str, Tensor]) -> dict[s
     return {
         name: pairs for name, pairs in spec.members.items() if name not in buffers and state[name].is_floating_point()
     }
+
+
+def permute_pairs(spec: PermutationSpec, tensor: Tensor, pairs: Iterable[Pair], perms: Mapping[str, Tensor]) -> Tensor:
+    """`tensor` with each axis in `pairs` in the order of its group."""
+    for name, axis in pairs:
+        tensor = permute_axis(tensor, axis, spec.by_name[name], perms[name])
+    return tensor
 
 
 def _add_gram(sums: dict[int, Tensor], a: Tensor, b: Tensor, axis: Axis, group: Group) -> None:

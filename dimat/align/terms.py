@@ -48,23 +48,25 @@ class Evidence:
     """All that speaks about one group: linear terms, and by crossed tensor the group's axes in it."""
 
     terms: tuple[Term, ...]
-    crossed: dict[str, tuple[tuple[Axis, Covered], ...]]
+    crossed: dict[str, tuple[Axis, ...]]
 
 
 def find_evidence(
     spec: PermutationSpec, members: Mapping[str, tuple[Pair, ...]], shapes: Mapping[str, tuple[int, ...]], name: str
 ) -> Evidence:
     """The terms of the group `name` among the tensors `members`, of shapes `shapes`."""
-    group, terms, crossed = spec.by_name[name], list[Term](), dict[str, tuple[tuple[Axis, Covered], ...]]()
+    group, terms, crossed = spec.by_name[name], list[Term](), dict[str, tuple[Axis, ...]]()
     for tensor in dict.fromkeys(axis.tensor for axis in group.axes if axis.tensor in members):
         shape, pairs = shapes[tensor], members[tensor]
         reach = {axis: _entries(axis, spec.by_name[owner], shape) for owner, axis in pairs}
         own = [axis for owner, axis in pairs if owner == name]
-        speaking = [(axis, covered) for axis in own if (covered := _covered(axis, own, reach, shape)) is not None]
         if any(_meet(one, two, reach) for one in own for two in own if one != two and not _around(one, two, reach)):
-            crossed[tensor] = tuple(speaking)
+            crossed[tensor] = tuple(own)
             continue
-        for axis, covered in speaking:
+        for axis in own:
+            covered = _covered(axis, own, reach, shape)
+            if covered is None:
+                continue
             beside = tuple((owner, other) for owner, other in pairs if owner != name and _meet(axis, other, reach))
             by_index = all(other.outer is None or other.outer[0] == other.dimension for _, other in beside)
             terms.append(Term(axis, beside, covered, by_index))

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dimat.align.cosine import cosines
 from dimat.align.crossed import improve_crossed, solve
 from dimat.align.grams import Grams
 from dimat.align.groups import PermutationSpec
@@ -82,12 +83,12 @@ def match_weights(
     perms, gain = descend(grams, start, seed=seed, max_sweeps=max_sweeps)
     after = grams.inner(perms)
     check_gain(grams, sum(reached.values()), gain, sum(after.values()))
-    groups = []
+    alike, groups = cosines(grams, perms), []
     for group in spec.groups:
         tensors = grams.tensors_of(group.name)
         moved = float((perms[group.name] != identity[group.name]).double().mean())
         was, is_now = (sum((some[tensor] for tensor in tensors), 0.0) for some in (before, after))
-        groups.append(GroupMatch(group.name, group.size, moved, was, is_now))
+        groups.append(GroupMatch(group.name, group.size, moved, was, is_now, similarity=alike[group.name]))
     return Matching(perms, tuple(groups), sum(before.values()), sum(after.values()))
 
 
@@ -123,7 +124,7 @@ def descend(
         for name in order:
             waiting.discard(name)
             better, gain = _improve(grams, name, perms)
-            if gain > _rounding(grams, grams.tensors_of(name)):
+            if gain > grams.rounding(grams.tensors_of(name)):
                 perms[name] = better
                 total += gain
                 waiting |= grams.affected_by(name)
@@ -132,7 +133,7 @@ def descend(
 
 def check_gain(grams: Grams, start: float, gain: float, end: float) -> None:
     """Assert that a descent gained what its similarities promised, and did not end below its start."""
-    error = 10 * _rounding(grams, grams.members)
+    error = 10 * grams.rounding(grams.members)
     assert abs(start + gain - end) <= error, f"from {start} by {gain}, and yet to {end}: similarities are out of date"
     assert end >= start - error, f"the objective fell from {start} to {end}"
 
@@ -144,10 +145,5 @@ def _improve(grams: Grams, name: str, perms: Mapping[str, Tensor]) -> tuple[Tens
     group, similarity = grams.spec.by_name[name], grams.linear(name, perms)
     new = solve(group, similarity, _TIE)
     gain = total_similarity(group, similarity, new) - total_similarity(group, similarity, perms[name])
-    assert gain >= -_rounding(grams, grams.tensors_of(name)), "the assignment lowered the objective it maximises"
+    assert gain >= -grams.rounding(grams.tensors_of(name)), "the assignment lowered the objective it maximises"
     return new, gain
-
-
-def _rounding(grams: Grams, tensors: list[str] | Mapping[str, object]) -> float:
-    """What rounding may do to the sum of ⟨A_t, π(B_t)⟩ over `tensors`: a gain of less is none."""
-    return 8 * torch.finfo(grams.dtype).eps * sum(grams.bound[name] for name in tensors)
