@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dimat.align.activations import activation_matching, correlations, match_activations, match_correlations
     from dimat.align.assign import linear_assignment
+    from dimat.align.barrier_picture import plot_barriers
+    from dimat.align.barriers import Barrier, barrier
     from dimat.align.correlation import Correlations, PairSums
     from dimat.align.groups import PermutationSpec
+    from dimat.align.many import match_many
     from dimat.align.matching import GroupMatch, Matching
     from dimat.align.operators import register_operator
     from dimat.align.partial import PartialMatch, partial_matching
+    from dimat.align.ste import match_straight_through, straight_through
     from dimat.align.trace import permutation_spec
     from dimat.align.units import Axis, Frozen, Group, Tap, TensorInfo
     from dimat.align.weights import match_weights, weight_matching
@@ -28,11 +32,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "activations": ("activation_matching", "correlations", "match_activations", "match_correlations"),
     "assign": ("linear_assignment",),
+    "barrier_picture": ("plot_barriers",),
+    "barriers": ("Barrier", "barrier"),
     "correlation": ("Correlations", "PairSums"),
     "groups": ("PermutationSpec",),
+    "many": ("match_many",),
     "matching": ("GroupMatch", "Matching"),
     "operators": ("register_operator",),
     "partial": ("PartialMatch", "partial_matching"),
+    "ste": ("match_straight_through", "straight_through"),
     "trace": ("permutation_spec",),
     "units": ("Axis", "Frozen", "Group", "Tap", "TensorInfo"),
     "weights": ("match_weights", "weight_matching"),
@@ -40,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Axis",
+    "Barrier",
     "Correlations",
     "Frozen",
     "Group",
@@ -51,14 +60,19 @@ __all__ = [
     "Tap",
     "TensorInfo",
     "activation_matching",
+    "barrier",
     "correlations",
     "linear_assignment",
     "match_activations",
     "match_correlations",
+    "match_many",
+    "match_straight_through",
     "match_weights",
     "partial_matching",
     "permutation_spec",
+    "plot_barriers",
     "register_operator",
+    "straight_through",
     "weight_matching",
 ]
 
