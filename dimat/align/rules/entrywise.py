@@ -18,8 +18,8 @@ ENTRYWISE = """
     square reciprocal sin cos erf sign round floor ceil clamp clip clamp_min clamp_max nan_to_num maximum
     minimum fmax fmin where lerp addcmul addcdiv masked_fill eq ne lt le gt ge logical_and logical_or
     logical_not isnan isinf isfinite and or invert dropout alpha_dropout dropout1d dropout2d dropout3d
-    feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity zeros_like
-    ones_like full_like positive requires_grad
+    feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity positive
+    requires_grad
 """
 
 

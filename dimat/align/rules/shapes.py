@@ -121,7 +121,14 @@ def expand(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tupl
     )
 
 
-@register_operator("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+CONSTANTS = [
+    f"{new}{kind}{like}"
+    for kind in ("zeros", "ones", "full", "empty")
+    for new, like in (("", ""), ("new_", ""), ("", "_like"))
+]
+
+
+@register_operator(*CONSTANTS)
 def constant(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Entries that are all alike: also inside of each other, dimensions may have any order."""
     if any(isinstance(value, Symbolic) for value in (*args[1:], *kwargs.values())):
