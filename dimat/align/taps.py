@@ -14,7 +14,7 @@ from dimat.align.calls import Calls, call_model, tensors_in
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Symbolic
 from dimat.align.settle import Spot, spots
-from dimat.align.units import BLOCKS, Group, Place, Tap, unit_rows
+from dimat.align.units import Group, Place, Tap, misfit, unit_rows
 from dimat.errors import AlignmentError
 
 Sink = Callable[[str, Tap, Tensor], None]
@@ -91,11 +91,7 @@ class _Taps(Calls):
             if name != tap.operator or len(tensors) <= tap.argument:
                 raise _other_path(tap, f"operator {name}")
             tensor = tensors[tap.argument]
-            place = tap.place
-            whole = place.rest is None and place.part == BLOCKS
-            if tensor.ndim <= place.dimension or (
-                whole and tensor.shape[place.dimension] % (group.num_blocks * place.block)
-            ):
+            if misfit(tap.place, group, tensor.shape) is not None:
                 raise _other_path(tap, f"a tensor of shape {tuple(tensor.shape)}")
             self.sink(group.name, tap, _copied_rows(tensor, tap, group))
         return run()

@@ -18,7 +18,7 @@ from dimat.align import (
     permutation_spec,
     weight_matching,
 )
-from dimat.errors import AlignmentError, SchemaError
+from dimat.errors import AlignmentError, SchemaError, UsageError
 
 
 def permuted_copy(spec: PermutationSpec, model: nn.Module, seed: int = 5) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -99,7 +99,7 @@ def test_weight_matching_looks_through_axes_twice_in_one_tensor() -> None:
     assert spec.moved(spec.compose(spec.random(1), weight_matching(spec, one, copy_of_one))) == 0
 
 
-def correlations(model: nn.Module, other: nn.Module, x: Tensor, layer: int) -> np.ndarray:
+def numpy_correlations(model: nn.Module, other: nn.Module, x: Tensor, layer: int) -> np.ndarray:
     """The oracle: numpy's correlation of the outputs of one layer, all samples and pixels side by side."""
     rows = [net[: layer + 1](x).transpose(0, 1).flatten(1).double().numpy() for net in (model, other)]
     return np.corrcoef(*rows)[: len(rows[0]), len(rows[0]) :]
@@ -113,7 +113,7 @@ def test_correlations_are_those_of_numpy_whatever_the_batches_and_the_mean(offse
         model[1].bias.add_(offset)
     spec = permutation_spec(one, example("conv, flatten"))
     x = example("conv, flatten", 50, seed=4)
-    expected = correlations(one, two, x, layer=1)
+    expected = numpy_correlations(one, two, x, layer=1)
     for batches in ([x], list(x.split(7)), list(x.split([1, 3, 46]))):
         found = match_activations(spec, one, two, batches)
         group = found.groups[0]
@@ -182,12 +182,28 @@ def test_bad_input_is_refused() -> None:
     spec = permutation_spec(model, example("mlp"))
     with pytest.raises(AlignmentError, match="the probe is empty"):
         activation_matching(spec, model, model, [])
-    with pytest.raises(AlignmentError, match=r"does not take the path.*relu"):
-        activation_matching(spec, nn.Sequential(nn.Linear(10, 24), nn.Sigmoid()), model, [example("mlp")])
-    with pytest.raises(AlignmentError, match=r"path.*shape \(2, 25\)"):
-        activation_matching(spec, nn.Sequential(nn.Linear(10, 25), nn.ReLU()), model, [example("mlp")])
-    with pytest.raises(AlignmentError, match=r"path.*only 2 operators"):
-        activation_matching(spec, nn.Sequential(nn.Linear(10, 24), nn.ReLU()), model, [example("mlp")])
+    with pytest.raises(AlignmentError, match="the probe is empty"):
+        activation_matching(spec, model, model, [torch.zeros(0, 10)])
+
+    class Sigmoid(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[4](torch.tanh(self[2](torch.sigmoid(self[0](x)))))
+
+    class Wider(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(nn.functional.pad(x, (0, 15)))
+
+    class Shorter(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self[0](x))
+
+    reasons = {Sigmoid: "relu, now there is operator sigmoid", Wider: r"shape \(2, 25\)", Shorter: "only 2 operators"}
+    for kind, reason in reasons.items():
+        with pytest.raises(AlignmentError, match=rf"does not take the path.*{reason}"):
+            activation_matching(spec, kind(*make("mlp")), model, [example("mlp")])
+    for bad in ({"stickiness": -0.1}, {"margin": -1.0}, {"margin": float("nan")}, {"stickiness": float("inf")}):
+        with pytest.raises(UsageError, match=f"{next(iter(bad))} is .*not negative"):
+            activation_matching(spec, model, model, [example("mlp")], **bad)
     state = model.state_dict()
     with pytest.raises(SchemaError, match=r"'0\.weight' has shape \(24, 11\)"):
         weight_matching(spec, state, state | {"0.weight": torch.zeros(24, 11)})
