@@ -154,7 +154,7 @@ def written(x: Tensor) -> Tensor:
         lambda x: x.flip(-1),
         lambda x: x.roll(1, -1),
         lambda x: x.cumsum(-1),
-        lambda x: x + torch.arange(6.0),
+        lambda x: x[:, torch.arange(6)],
         lambda x: torch.stack(list(x.unbind(1))[::-1], 1),
         lambda x: torch.add(x, x.flip(-1), out=torch.empty_like(x)),
         lambda x: F.local_response_norm(x[:, :, None], 3)[:, :, 0],
@@ -190,6 +190,14 @@ def test_parts_of_an_axis_move_each_for_itself(something: object, sizes: list[in
     first = [group for group in spec.groups if group.axes[0].tensor == "first.weight"]
     assert [group.size for group in first if group.taps] == sizes
     assert not spec.frozen
+
+
+def test_units_that_meet_their_numbers_keep_their_order_by_nature() -> None:
+    model, x = Between(lambda x: x + torch.arange(6.0)).eval(), torch.randn(3, 5)
+    spec = permutation_spec(model, x)
+    assert [group.name for group in spec.groups] == ["second.weight:0"]
+    assert not spec.frozen
+    assert error_under(spec, model, x, 0) <= 1e-5
 
 
 def test_what_torch_does_not_show_freezes_everything_before_it() -> None:

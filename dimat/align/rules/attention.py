@@ -118,12 +118,15 @@ def triangle(context: Context, input: Symbolic, diagonal: int = 0) -> tuple[Dim,
 @register_operator("roll", "flip", "cumsum")
 def along(context: Context, input: Symbolic, *args: Any, dims: Any = None, dim: Any = None, **kw: Any) -> Any:
     """What depends on the order along some dimensions keeps that order."""
-    chosen = next((one for one in (dims, dim, args[-1] if args else None) if one is not None), None)
-    rolled_flat = context.cause.operator == "roll" and dims is None and len(args) < 2
-    if chosen is None or rolled_flat:
-        context.freeze(*input.dims)
-    else:
-        context.freeze(*(input.dims[one] for one in ((chosen,) if isinstance(chosen, int) else chosen)))
+    name = context.cause.operator
+    # flip takes its dimensions one by one or as one, roll and cumsum behind what else they take
+    given = args if name == "flip" else args[1:] if name == "roll" else args[:1]
+    chosen = next((one for one in (dims, dim, *given[:1]) if one is not None), None)
+    if chosen is None:
+        context.unsupported(*input.dims)  # roll as if there were one dimension
+        return input.dims
+    several = given if len(given) > 1 else (chosen,) if isinstance(chosen, int) else chosen
+    context.unsupported(*(input.dims[one] for one in several))
     return input.dims
 
 

@@ -27,7 +27,10 @@ def look_up(context: Context, input: Symbolic, items: Sequence[Any]) -> tuple[Di
     others = [*spread[:first], *spread[last:]]
     if len(spread) != input.ndim or any(type(item) is not slice or item != slice(None) for item in others):
         raise ValueError("tensors as an index beside something else")
-    context.freeze(*input.dims[first:last], *(dim for tensor in tensors for dim in tensor.dims))
+    # A table's rows are numbered by nature; units that are picked by number lose a freedom that they had.
+    hold = context.unsupported if input.from_input else context.freeze
+    hold(*input.dims[first:last])
+    context.freeze(*(dim for tensor in tensors for dim in tensor.dims))
     num_new = len(context.shapes[0]) - len(others)
     if num_new != max(tensor.ndim for tensor in tensors):
         raise ValueError("a mask over several dimensions")
