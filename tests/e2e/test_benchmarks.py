@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("first_merge.py", "holds  first merge, iid"), ("overhead.py", "resnet20, ring of 5")],
+    [
+        ("barrier.py", "| MLP | the two nets |"),
+        ("first_merge.py", "holds  first merge, iid"),
+        ("overhead.py", "resnet20, ring of 5"),
+    ],
 )
 def test_it_runs_and_prints_its_table(script: str, words: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--smoke"]
