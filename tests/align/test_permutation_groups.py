@@ -133,7 +133,12 @@ def test_what_is_no_spec_is_refused(text: str) -> None:
 
 
 def test_print_states_groups_coverage_and_what_froze() -> None:
-    text = str(permutation_spec(make("padded shortcut"), example("padded shortcut")))
-    assert text.splitlines()[0] == "1 groups, 10 units, 70.6% of 3,075 parameters can move"
-    assert "inner.weight:0" in text
-    assert "frozen by pad: " in text
+    class Turned(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flip(1)
+
+    layers = torch.nn.Linear(4, 6), Turned(), torch.nn.Linear(6, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2)
+    text = str(permutation_spec(torch.nn.Sequential(*layers), torch.zeros(2, 4)))
+    assert text.splitlines()[0] == "1 groups, 10 units, 73.8% of 122 parameters can move"
+    assert "2.weight:0" in text
+    assert "frozen by flip in 1: 90 parameters" in text
