@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dimat.align.axes import AxisTable, Dim
+from dimat.align.atoms import Dim
+from dimat.align.axes import AxisTable
 from dimat.align.settle import Spot, find_leaders, spots
 from dimat.align.taps import Record, choose_taps
 from dimat.align.units import BLOCKS, Axis, Group, Tap

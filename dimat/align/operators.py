@@ -22,7 +22,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dimat.align.axes import AxisTable, Cause, Dim
+from dimat.align.atoms import Cause, Dim
+from dimat.align.axes import AxisTable
 
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)

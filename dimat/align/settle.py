@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dimat.align.axes import AxisTable, Cause, Dim
+from dimat.align.atoms import Cause, Dim
+from dimat.align.axes import AxisTable
 from dimat.align.units import Place
 
 _COLLAPSED = Cause("entries that share their order", "")

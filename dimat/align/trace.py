@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import dimat.align.rules  # noqa: F401  registers what comes with dimat
-from dimat.align.axes import AxisTable, Cause, Dim
+from dimat.align.atoms import Cause, Dim
+from dimat.align.axes import AxisTable
 from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, tensors_in, user_line
 from dimat.align.grouping import find_groups
 from dimat.align.groups import PermutationSpec

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations, zip_longest
 from typing import Any
 
-from dimat.align.axes import Dim
+from dimat.align.atoms import Dim
 from dimat.align.operators import Context, Symbolic, register_operator
 from dimat.align.rules.entrywise import entrywise
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dimat.align.axes import Dim
+from dimat.align.atoms import Dim
 from dimat.align.operators import Context, Rule, Symbolic, register_operator
 
 

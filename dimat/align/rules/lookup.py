@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dimat.align.axes import Dim
+from dimat.align.atoms import Dim
 from dimat.align.operators import Context, Symbolic, register_operator
 
 

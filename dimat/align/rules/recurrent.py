@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dimat.align.axes import Dim
+from dimat.align.atoms import Dim
 from dimat.align.operators import Context, Symbolic, register_operator
 
 
