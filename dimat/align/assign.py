@@ -39,7 +39,8 @@ def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[n
     >>> linear_assignment([[0.1, 0.9], [0.8, 0.7]]).tolist()
     [1, 0]
     """
-    matrix = np.asarray(similarity, dtype=np.float64)
+    given = np.asarray(similarity)
+    matrix = np.asarray(given, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise AlignmentError(f"similarities have shape {matrix.shape}; one unit pairs with one, so they must be square")
     if not np.isfinite(matrix).all():
@@ -54,11 +55,12 @@ def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[n
     share = len(np.unique(best)) / len(matrix)
     if share == 1:
         return np.asarray(best, dtype=np.int64)
+    cost = np.negative(matrix, out=None if matrix is given else matrix)  # of a converted matrix, no second copy
     if backend == "scipy" or (backend == "auto" and share < _EASY) or not _has_lapx():
-        return np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
+        return np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
     import lap
 
-    return np.asarray(lap.lapjv(-matrix, return_cost=False)[0], dtype=np.int64)
+    return np.asarray(lap.lapjv(cost, return_cost=False)[0], dtype=np.int64)
 
 
 @cache

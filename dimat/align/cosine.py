@@ -27,12 +27,16 @@ def cosines(grams: Grams, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sums: dict[str, dict[int, Tensor]] = {group.name: {} for group in grams.spec.groups}
     for tensor, pairs in grams.members.items():
         a, b = grams.a[tensor], grams.permuted(tensor, pairs, perms)
-        products = [a * b, a * a, b * b]
         for name, axis in pairs:
-            group = grams.spec.by_name[name]
-            rows = [unit_rows(product, axis.place, group).sum(dim=1, dtype=torch.float64) for product in products]
-            sums[name][axis.part] = sums[name].get(axis.part, torch.zeros(())) + torch.stack(rows).cpu()
+            one, two = (unit_rows(some, axis.place, grams.spec.by_name[name]) for some in (a, b))
+            rows = torch.stack([_row_dots(one, two), _row_dots(one, one), _row_dots(two, two)])
+            sums[name][axis.part] = sums[name].get(axis.part, torch.zeros(())) + rows.to("cpu", torch.float64)
     return {name: _by_unit(grams.spec.by_name[name], found) for name, found in sums.items()}
+
+
+def _row_dots(one: Tensor, two: Tensor) -> Tensor:
+    """⟨one_i, two_i⟩ by row, without a matrix of products."""
+    return torch.bmm(one[:, None, :], two[:, :, None]).view(-1)
 
 
 def _by_unit(group: Group, sums: Mapping[int, Tensor]) -> Tensor:

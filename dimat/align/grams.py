@@ -26,6 +26,9 @@ from dimat.errors import AlignmentError
 Indices = dict[int, Tensor]
 """Dimension -> which entry of the other model stands where, int64."""
 
+_PIECE = 1 << 18
+"""Entries that are summed up at a time, so that sums in float64 take no memory to speak of."""
+
 
 class Grams:
     """Two state dicts, cut down to the trained tensors that can move, and the similarities of their units.
@@ -74,8 +77,10 @@ class Grams:
         """⟨A_t, π(B_t)⟩ by tensor (by default all that vote), summed in float64."""
         found = {}
         for name in self.members if tensors is None else tensors:
-            product = self.a[name] * self.permuted(name, self.members[name], perms)
-            found[name] = float(torch.sum(product, dtype=torch.float64))
+            pieces = [
+                t.reshape(-1).split(_PIECE) for t in (self.a[name], self.permuted(name, self.members[name], perms))
+            ]
+            found[name] = sum(float((one * two).double().sum()) for one, two in zip(*pieces, strict=True))
         return found
 
     def rounding(self, tensors: Iterable[str]) -> float:
