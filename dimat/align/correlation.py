@@ -71,8 +71,9 @@ class PairSums:
 
     def live(self) -> Tensor:
         """Which units of either model vary on the probe and stay finite: bool of shape (2, n)."""
+        # NaN and Inf fail the comparison as well.
         power = self.squares + (self.counts[:, None, None] * self.means**2).sum(dim=0)
-        return (self.squares > _ROUNDING**2 * power) & torch.isfinite(power)
+        return self.squares > _ROUNDING**2 * power
 
     def correlation(self) -> Tensor:
         """Pearson correlation of unit i of the reference with unit j of the other at [i, j]; 0 unless both are live."""

@@ -132,9 +132,10 @@ def test_units_that_are_constant_or_not_finite_are_counted_and_stay() -> None:
     for model in (one, two):
         model[0].weight[dead] = 0.0
     two[0].weight[5] = torch.nan  # nobody can say what this unit does
+    two[0].bias[7] = torch.inf
     spec = permutation_spec(make("mlp"), example("mlp"))
     found = match_activations(spec, one, two, [example("mlp", 40, seed=1)])
-    assert found.groups[0].constant == 4
+    assert found.groups[0].constant == 5
     assert found.perms["0.weight:0"].tolist() == list(range(24))
     assert found.groups[1].constant == 16  # behind a NaN everything is one
 
