@@ -8,7 +8,7 @@ operator without a rule freezes what reaches it and is reported: it never gives 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import dimat.align.rules  # noqa: F401  registers what comes with dimat
 from dimat.align.atoms import Cause, Dim
-from dimat.align.axes import AxisTable
 from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, tensors_in, user_line
+from dimat.align.context import NOBODY, RuleContext
 from dimat.align.grouping import find_groups
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Operator, Symbolic, find_operator
@@ -74,17 +74,14 @@ def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: A
 
 
 class _Tracer(Calls):
-    """Propagates symbolic axes through one pass; it is the `Context` that the rules see."""
+    """Propagates symbolic axes through one pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.table = AxisTable()
-        self.cause = Cause("", "")
-        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self.context = RuleContext(self._symbol)
         self._symbols: dict[int, Symbolic] = {}
         self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
         self._records: list[Record] = []
-        self._witnesses: list[tuple[Dim, ...]] = []
         self._used: set[int] = set()
         self._modules = {id(module): name for name, module in model.named_modules()}
         persistent = model.state_dict(keep_vars=True)
@@ -93,92 +90,32 @@ class _Tracer(Calls):
         self._constants = {id(tensor) for module in model.modules() for tensor in tensors_in(*_plain_values(module))}
         self._weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         for tensor in self._weights.values():
-            new = self.table.free if id(tensor) in self._saved else self.table.fixed  # only what is saved can move
+            new = (
+                self.context.table.free if id(tensor) in self._saved else self.context.table.fixed
+            )  # only what is saved can move
             self._place(tensor, tuple(new(length) for length in tensor.shape), from_input=False)
 
         for tensor in self._weights.values():
             if not tensor.is_floating_point() and tensor.numel() > 1 and id(tensor) in self._saved:
                 # Were they permuted, neighbours' constants would differ and could not be averaged.
-                self.cause = Cause("a buffer of integers", "")
-                self.unsupported(*self._symbols[id(tensor)].dims)
-        self.cause = Cause("", "")
-
-    # ---- what rules may do (Context)
-
-    def parameter(self, tensor: Tensor) -> Symbolic:
-        """The axes of a parameter or buffer."""
-        return self._symbol(tensor)
-
-    def tie(self, one: Dim, other: Dim) -> None:
-        """Two dimensions are matched entry by entry."""
-        lengths = self.table.length(one), self.table.length(other)
-        if lengths[0] != lengths[1]:
-            raise AlignmentError(f"the rule for {self.cause.operator!r} ties dimensions of lengths {lengths}")
-        self.table.tie(one, other, self.cause)
-
-    def freeze(self, *dims: Dim) -> None:
-        """Dimensions that keep their order by nature."""
-        for dim in dims:
-            self.table.freeze(dim)
-
-    def unsupported(self, *dims: Dim) -> None:
-        """Dimensions that keep their order for want of knowledge."""
-        for dim in dims:
-            self.table.freeze(dim, self.cause)
-
-    def fixed(self, length: int) -> Dim:
-        """A new dimension that stays in order."""
-        return self.table.fixed(length)
-
-    def free(self, length: int) -> Dim:
-        """A new dimension along which all entries are alike."""
-        return self.table.free(length)
-
-    def contract(
-        self,
-        one: Dim,
-        other: Dim,
-        *,
-        shared: Sequence[Dim] = (),
-        left: Sequence[Dim] = (),
-        right: Sequence[Dim] = (),
-    ) -> None:
-        """Two dimensions are summed over together; what is left of each operand must do without them."""
-        self.table.tie(one, other, self.cause)
-        self._witnesses.extend((*shared, *rest) for rest in ([one], left, right))
-
-    def witness(self, dims: Sequence[Dim]) -> None:
-        """The operator passes through a tensor with these dimensions."""
-        self._witnesses.append(tuple(dims))
-
-    def cut(self, dim: Dim, start: int, stop: int) -> Dim:
-        """The entries of a dimension from `start` to `stop`."""
-        return self.table.cut(dim, start, stop, self.cause)
-
-    def join(self, dims: Sequence[Dim]) -> Dim:
-        """Dimensions one after the other."""
-        return self.table.join(dims)
-
-    def select(self, dims: Sequence[Dim], at: int, index: int) -> list[Dim]:
-        """The dimensions without the one at `at`, of which the entry `index` is picked."""
-        return self.table.select(dims, at, index, self.cause)
-
-    # ---- the pass
+                self.context.cause = Cause("a buffer of integers", "")
+                self.context.unsupported(*self._symbols[id(tensor)].dims)
+        self.context.cause = NOBODY
 
     def place_input(self, tensor: Tensor) -> None:
         """An example input: its order is given from outside."""
-        self._place(tensor, tuple(self.table.fixed(length) for length in tensor.shape), from_input=True)
+        self._place(tensor, tuple(self.context.table.fixed(length) for length in tensor.shape), from_input=True)
 
     def freeze_output(self, output: Any) -> None:
         """The model's answer: somebody outside reads it in order."""
-        self.cause = Cause("the output", "")
+        self.context.cause = Cause("the output", "")
         tensors = tensors_in(output)
         if not tensors:
             raise AlignmentError(
                 f"no tensor is found in what the model returns, a {type(output).__name__}", hint=_WAY_OUT
             )
         for tensor in tensors:
-            self.freeze(*self._symbol(tensor).dims)
+            self.context.freeze(*self._symbol(tensor).dims)
 
     def on_call(
         self, name: str, key: object, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -194,7 +131,7 @@ class _Tracer(Calls):
             return result
         operator = find_operator(name, key)
         after = tensors_in(result)
-        self.shapes = tuple(tuple(tensor.shape) for tensor in after)
+        self.context.shapes = tuple(tuple(tensor.shape) for tensor in after)
         dims = self._rule(operator, name, inputs, args, kwargs)
         from_input = any(symbol.from_input for symbol in inputs)
         outputs = tuple(
@@ -211,12 +148,12 @@ class _Tracer(Calls):
         self, operator: Operator | None, name: str, inputs: tuple[Symbolic, ...], args: Any, kwargs: Any
     ) -> list[tuple[Dim, ...]]:
         """Dimensions of each output; all frozen when there is no rule, or none for this way of calling."""
-        self.cause = Cause(name, running_module(self._modules))
-        if operator is not None and self.shapes:
+        self.context.cause = Cause(name, running_module(self._modules))
+        if operator is not None and self.context.shapes:
             symbolic_args, symbolic_kwargs = self._symbolic(args), self._symbolic(kwargs)
-            if _accepts(operator, self, symbolic_args, symbolic_kwargs):
+            if _accepts(operator, self.context, symbolic_args, symbolic_kwargs):
                 try:
-                    answer = operator.rule(self, *symbolic_args, **symbolic_kwargs)
+                    answer = operator.rule(self.context, *symbolic_args, **symbolic_kwargs)
                 except (
                     IndexError,
                     TypeError,
@@ -224,21 +161,24 @@ class _Tracer(Calls):
                 ):  # an odd form of call: what is tied so far only costs freedom
                     answer = []
                 dims = list(answer) if isinstance(answer, list) else [tuple(answer)]
-                lengths = [tuple(self.table.length(dim) for dim in own) for own in dims]
-                if lengths == list(self.shapes):
+                lengths = [tuple(self.context.table.length(dim) for dim in own) for own in dims]
+                if lengths == list(self.context.shapes):
                     return dims
         for symbol in inputs:
-            self.unsupported(*symbol.dims)
-        return [tuple(self.table.fixed(length, self.cause) for length in shape) for shape in self.shapes]
+            self.context.unsupported(*symbol.dims)
+        return [
+            tuple(self.context.table.fixed(length, self.context.cause) for length in shape)
+            for shape in self.context.shapes
+        ]
 
     def _escape(self, name: str, inputs: tuple[Symbolic, ...]) -> None:
         """A tensor becomes a Python value: what follows cannot be seen, and may differ for other data."""
         if any(symbol.from_input for symbol in inputs):
             message = f"the pass depends on the data: a tensor is read by .{name}() at {user_line()}"
             raise AlignmentError(f"this model cannot be traced: {message}", hint=_WAY_OUT)
-        self.cause = Cause(name, running_module(self._modules))
+        self.context.cause = Cause(name, running_module(self._modules))
         for symbol in inputs:
-            self.unsupported(*symbol.dims)
+            self.context.unsupported(*symbol.dims)
 
     def _symbol(self, tensor: Tensor, operator: str = "") -> Symbolic:
         symbol = self._symbols.get(id(tensor))
@@ -246,10 +186,12 @@ class _Tracer(Calls):
             if id(tensor) not in self._constants:
                 # Made by something that torch does not show (a compiled extension, a scripted module): every axis
                 # that it may have read so far could be inside, in any order.
-                self.cause = Cause(f"something unseen before {operator or 'the output'}", running_module(self._modules))
+                self.context.cause = Cause(
+                    f"something unseen before {operator or 'the output'}", running_module(self._modules)
+                )
                 for known in list(self._symbols.values()):
-                    self.unsupported(*known.dims)
-            dims = tuple(self.table.fixed(length) for length in tensor.shape)
+                    self.context.unsupported(*known.dims)
+            dims = tuple(self.context.table.fixed(length) for length in tensor.shape)
             symbol = self._place(tensor, dims, from_input=id(tensor) not in self._constants)
         if id(tensor) in self._weights:
             self._used.add(id(tensor))
@@ -275,18 +217,18 @@ class _Tracer(Calls):
         for tensor in self._weights.values():
             if id(tensor) not in self._used:
                 # A head that only training uses would still read its units in order: it is reported.
-                self.cause = Cause("absence from the pass", "")
-                self.unsupported(*self._symbols[id(tensor)].dims)
+                self.context.cause = Cause("absence from the pass", "")
+                self.context.unsupported(*self._symbols[id(tensor)].dims)
         members = {
             name: self._symbols[id(tensor)].dims for name, tensor in self._names.items() if id(tensor) in self._weights
         }
-        groups = find_groups(self.table, members, self._records, self._witnesses)
+        groups = find_groups(self.context.table, members, self._records, self.context.witnesses)
         lost: dict[Cause, dict[int, int]] = {}
         for name, dims in members.items():
             tensor = self._names[name]
-            for atom in (leaf for dim in dims for leaf in self.table.leaves(dim)):
-                cause = self.table.cause(atom)
-                if not self.table.movable(atom) and cause is not None and isinstance(tensor, nn.Parameter):
+            for atom in (leaf for dim in dims for leaf in self.context.table.leaves(dim)):
+                cause = self.context.table.cause(atom)
+                if not self.context.table.movable(atom) and cause is not None and isinstance(tensor, nn.Parameter):
                     lost.setdefault(cause, {})[id(tensor)] = tensor.numel()
         frozen = tuple(Frozen(cause.operator, cause.module, sum(sizes.values())) for cause, sizes in lost.items())
         tensors = tuple(
