@@ -86,12 +86,14 @@ class Net:
     Attributes:
         shape: of a sample.
         inner: weights whose rows nothing else reads, so that they must move.
+        num_grouped: layers that see channels in groups. Orders inside of orders are compared without knowing either.
         exact: every dimension of every weight must move but those at the ends, and nothing is reported as frozen.
     """
 
     model: nn.Module
     shape: tuple[int, ...]
     inner: tuple[str, ...]
+    num_grouped: int
     exact: bool
 
 
@@ -101,7 +103,7 @@ class Builder:
     def __init__(self, draw: st.DrawFn, spatial: bool) -> None:
         self.draw, self.spatial = draw, spatial
         self.side = 6
-        self.num_cuts = 0
+        self.num_cuts = self.num_grouped = 0
         self.exact = True  # until pieces of one unit, which cannot move, or groups that a cut does not respect
 
     def linear(self, inside: int, out: int) -> nn.Module:
@@ -117,6 +119,7 @@ class Builder:
         return nn.GroupNorm(groups, width) if self.draw(st.booleans()) else nn.BatchNorm2d(width)
 
     def groups(self, width: int) -> int:
+        self.num_grouped += 1
         return self.draw(st.sampled_from([n for n in range(1, width + 1) if width % n == 0]))
 
     def body(self, inside: int, out: int) -> nn.Module:
@@ -184,7 +187,9 @@ def nets(draw: st.DrawFn) -> Net:
     inner = [f"{name}.body.0.weight" for name, module in model.named_modules() if isinstance(module, Residual)]
     inner += [f"{name}.bodies.1.0.weight" for name, module in model.named_modules() if isinstance(module, Joined)]
     inner += [f"{name}.net.0.weight" for name, module in model.named_modules() if isinstance(module, Excited)]
-    return Net(model, (inside, 6, 6) if builder.spatial else (inside,), tuple(inner), builder.exact)
+    return Net(
+        model, (inside, 6, 6) if builder.spatial else (inside,), tuple(inner), builder.num_grouped, builder.exact
+    )
 
 
 @given(nets(), st.integers(0, 1000))
@@ -212,4 +217,6 @@ def test_random_nets_verify_and_a_permuted_copy_computes_the_same_and_is_matched
     # Every unit that is not constant finds one that fires exactly as it does. (Which one is not determined when units
     # are multiples of each other, as those of a layer behind a single input are.)
     for group in match_activations(spec, model, other, [x]).groups:
-        assert group.after == pytest.approx(1.0, abs=1e-6) or group.constant == group.size
+        assert group.after >= group.before - 1e-9
+        if not net.num_grouped:
+            assert group.after == pytest.approx(1.0, abs=1e-6) or group.constant == group.size
