@@ -223,7 +223,7 @@ def permute_axis(tensor: Tensor, axis: Axis, group: Group, perm: Tensor) -> Tens
         index[all_places] = torch.gather(all_places, 1, within[:, :, None].expand_as(all_places))
         return tensor.index_select(dimension, index.to(tensor.device))
     out = tensor.clone(memory_format=torch.contiguous_format)  # so that the slabs are views
-    slabs = out.unflatten(where, (-1, len(within), stride)).unbind(where + 1)
+    slabs = _unflatten(out, where, (-1, len(within), stride)).unbind(where + 1)
     shifted = dimension + (dimension > where)  # `unbind` took one of the three dimensions that `where` became
     for slab, order in zip(slabs, within, strict=True):
         index = torch.arange(length)
@@ -241,21 +241,21 @@ def unit_rows(tensor: Tensor, place: Place, group: Group) -> Tensor:
     dimension, num = place.dimension, group.num_blocks
     if place.part == BLOCKS:
         if place.rest is None:
-            parted = tensor.unflatten(dimension, (-1, num, place.block))
+            parted = _unflatten(tensor, dimension, (-1, num, place.block))
             return parted.movedim(dimension + 1, 0).reshape(num, -1)
         places = positions(place, num)
         picked = tensor.index_select(dimension, places.reshape(-1).to(tensor.device))
-        return picked.unflatten(dimension, places.shape).movedim(dimension, 0).reshape(num, -1)
+        return _unflatten(picked, dimension, places.shape).movedim(dimension, 0).reshape(num, -1)
     assert place.outer is not None
     where, stride = place.outer
     places = positions(place, group.parts[place.part])
     if where == dimension:
         places = (torch.arange(num)[:, None, None] * stride + places).flatten(0, 1)
         picked = tensor.index_select(dimension, places.reshape(-1).to(tensor.device))
-        return picked.unflatten(dimension, places.shape).movedim(dimension, 0).reshape(len(places), -1)
-    picked = tensor.index_select(dimension, places.reshape(-1).to(tensor.device)).unflatten(dimension, places.shape)
+        return _unflatten(picked, dimension, places.shape).movedim(dimension, 0).reshape(len(places), -1)
+    picked = _unflatten(tensor.index_select(dimension, places.reshape(-1).to(tensor.device)), dimension, places.shape)
     outer_at = where if where < dimension else where + 1  # `dimension` became two
-    parted = picked.unflatten(outer_at, (-1, num, stride))
+    parted = _unflatten(picked, outer_at, (-1, num, stride))
     inner_at = dimension if dimension < where else dimension + 2
     return parted.movedim((outer_at + 1, inner_at), (0, 1)).reshape(num * len(places), -1)
 
@@ -295,3 +295,9 @@ def positions(place: Place, num: int) -> Tensor:
     for count, stride in place.rest or ():
         found = (found[:, :, None] + torch.arange(count) * stride).flatten(1)
     return found
+
+
+def _unflatten(tensor: Tensor, dimension: int, sizes: Sequence[int]) -> Tensor:
+    """As `reshape` with one -1 in `sizes`, which an empty batch would leave open."""
+    parted: Tensor = tensor.unflatten(dimension, sizes)  # type: ignore[no-untyped-call]
+    return parted

@@ -15,6 +15,7 @@ from dimat.align import (
     Matching,
     PermutationSpec,
     match_activations,
+    match_weights,
     partial_matching,
     permutation_spec,
 )
@@ -119,6 +120,20 @@ def test_units_that_only_one_model_has_stay_apart() -> None:
     assert found.only_reference.tolist() == own
     assert found.only_other.tolist() == sorted(places[own].tolist())
     assert found.kept.tolist() == [[i, int(places[i])] for i in range(24) if i not in own]
+
+
+@torch.no_grad()
+def test_weights_tell_which_units_are_alike_too() -> None:
+    one = make("mlp").double()
+    spec = permutation_spec(one, example("mlp").double())
+    two = copy.deepcopy(one)
+    own = [2, 7]
+    generator = torch.Generator().manual_seed(9)
+    two[0].weight[own] = 0.2 * torch.randn(2, 10, generator=generator, dtype=torch.float64)
+    two[2].weight[:, own] = 0.1 * torch.randn(16, 2, generator=generator, dtype=torch.float64)
+    matched = match_weights(spec, one.state_dict(), two.state_dict())
+    found = partial_matching(spec, matched, threshold=0.95)[spec.groups[0].name]
+    assert found.only_reference.tolist() == found.only_other.tolist() == own
 
 
 def without(similarity: Tensor | None) -> Matching:
