@@ -42,6 +42,8 @@ MAX_NUMBERS = 1 << 26
 """Numbers in one layer's output at once: 256 MiB in float32, what a training step on few samples takes."""
 _CLOSE = 1e-5
 """An error, as a share of the target's root mean square, at which a channel is right; float32 adds up to about 1e-6."""
+WORTH_A_WARNING = 0.01
+"""An error, in the same units, that is told when it is left in the end; it takes a layer that reads itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,8 @@ def restore_statistics(
             everything put back.
     """
     probe = list(at_least_two(batches, max_samples))
+    if not probe:
+        return 0
     layers, numbers = hidden_layers(model, probe)
     check_alike({name: num_channels(layer) for name, layer in layers.items()}, sizes_of(targets))
     if not layers:
@@ -122,8 +126,6 @@ def restore_statistics(
             with torch.no_grad():
                 for tensor, value in zip(touched, before, strict=True):
                     tensor.copy_(value)
-    if not done:
-        logger.warning("the net is left as it was: its activations on the probe are not finite")
     return used if done else 0
 
 
@@ -134,26 +136,26 @@ def _restore(
     probe: Sequence[Any],
     used: int,
 ) -> bool:
-    """Correct until all is right; False when something is not finite."""
+    """Correct until all is right; False, with the reason logged, when the net is better left as it was."""
     layers = {name: fold.layer for name, fold in folds.items()}
     # A fold puts right every layer whose predecessors are right: as many folds as layers always suffice without loops.
-    most = len(layers) + SPARE_FOLDS
+    most, off = len(layers) + SPARE_FOLDS, 0.0
     for num_folded in range(most + 1):
-        if running_norms(model) and not recalibrate(model, probe, used):
-            return False
+        finite = not running_norms(model) or bool(recalibrate(model, probe, used))
         found = measure(model, layers, probe)
-        if not all(one.is_finite() for one in found.values()):
+        if not finite or not all(one.is_finite() for one in found.values()):
+            logger.warning("the net is left as it was: its activations on the probe are not finite")
             return False
         off = max(_error(layer, found[name], targets[name]) for name, layer in layers.items())
         if off <= _tolerance(layers):
-            break
-        if num_folded == most:
-            logger.warning("REPAIR has not settled after %d passes: a channel is %.1g off its target", most, off)
-            break
+            return True
         if num_folded == 0:
             found = _measure_corrected(model, layers, targets, probe, used)
-        for name, fold in folds.items():
-            fold.correct(found[name], targets[name])
+        if num_folded < most:
+            for name, fold in folds.items():
+                fold.correct(found[name], targets[name])
+    if off > WORTH_A_WARNING:
+        logger.warning("REPAIR has not settled after %d passes: a channel is %.1g off its target", most, off)
     return True
 
 

@@ -349,6 +349,33 @@ def test_an_error_in_the_model_puts_everything_back() -> None:
     assert not any(m._forward_hooks for m in merged.modules())
 
 
+def test_a_loop_that_does_not_settle_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """What a layer reads is what it made: there may be no scale that fits."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(12):
+                x = torch.sin(2 * self.step(x))
+            return self.head(x)
+
+    merged, a, b = trio(Loop)
+    told = [outputs(net, "step", samples(64)).std(1, correction=0) for net in (a, b)]
+
+    def off() -> float:
+        found = outputs(merged, "step", samples(64)).std(1, correction=0)
+        return float((found / sum(told) * 2 - 1).abs().max())
+
+    before = off()
+    with caplog.at_level(logging.WARNING):
+        assert repair(merged, [a, b], [samples(64)]) == 64
+    assert "not settled after 6 passes" in caplog.text
+    assert 0.01 < off() < before
+
+
 def test_endpoints_and_weights_that_do_not_fit_are_refused() -> None:
     merged, a, b = trio(mlp)
     narrow = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 9), nn.ReLU(), nn.Linear(9, 3))
