@@ -32,6 +32,8 @@ def scaled_dot_product_attention(
 
     With `enable_gqa` head h of the queries meets head h // (heads / kv heads) of the keys and values.
     """
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError("other numbers of keys than of values")  # some kernels of torch do not look
     batches = [tensor.dims[:-2] for tensor in (query, key, value)]
     if enable_gqa:
         batches = [_with_copies(context, tensor.dims[:-2], query.shape[-3]) for tensor in (query, key, value)]
@@ -116,18 +118,24 @@ def triangle(context: Context, input: Symbolic, diagonal: int = 0) -> tuple[Dim,
 
 
 @register_operator("roll", "flip", "cumsum")
-def along(context: Context, input: Symbolic, *args: Any, dims: Any = None, dim: Any = None, **kw: Any) -> Any:
-    """What depends on the order along some dimensions keeps that order."""
+def along(
+    context: Context, input: Symbolic, *args: Any, dims: Any = None, dim: Any = None, **kwargs: Any
+) -> tuple[Dim, ...]:
+    """What depends on the order along some dimensions: entry i of the answer is not entry i of the input.
+
+    So these dimensions are new ones, and nothing inside of them has an order that follows the old.
+    """
     name = context.cause.operator
     # flip takes its dimensions one by one or as one, roll and cumsum behind what else they take
     given = args if name == "flip" else args[1:] if name == "roll" else args[:1]
     chosen = next((one for one in (dims, dim, *given[:1]) if one is not None), None)
-    if chosen is None:
-        context.unsupported(*input.dims)  # roll as if there were one dimension
-        return input.dims
-    several = given if len(given) > 1 else (chosen,) if isinstance(chosen, int) else chosen
-    context.unsupported(*(input.dims[one] for one in several))
-    return input.dims
+    if chosen is None:  # roll as if there were one dimension
+        changed = set(range(input.ndim))
+    else:
+        several = given if len(given) > 1 else (chosen,) if isinstance(chosen, int) else chosen
+        changed = {one % input.ndim for one in several}
+    context.unsupported(*(input.dims[i] for i in changed))
+    return tuple(context.fixed(input.shape[i]) if i in changed else own for i, own in enumerate(input.dims))
 
 
 @register_operator("outer")
