@@ -34,7 +34,7 @@ def find_groups(
     """
     records = list(records)
     symbols = {symbol.dims for record in records for symbol in (*record.inputs, *record.outputs)}
-    leaders = find_leaders(table, [*members.values(), *symbols, *witnesses])
+    leaders = find_leaders(table, members.values(), [*symbols, *witnesses])
     drafts: dict[int, _Draft] = {}
     for name, dims in members.items():
         found = sorted(

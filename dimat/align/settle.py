@@ -59,13 +59,19 @@ class Spot:
         return Place(self.dimension, self.stride, self.start, rest, part, outer)
 
 
-def find_leaders(table: AxisTable, tensors: Iterable[tuple[Dim, ...]]) -> dict[int, int]:
+def find_leaders(
+    table: AxisTable, parameters: Iterable[tuple[Dim, ...]], passed: Iterable[tuple[Dim, ...]]
+) -> dict[int, int]:
     """Atom -> the atom that it follows, for those that still follow one; families that cannot be kept are given up.
 
-    `tensors` are the dimensions of all that the pass goes through, inside of operators too.
+    Args:
+        table: the atoms.
+        parameters: dimensions of the tensors that permutations will be applied to.
+        passed: dimensions of all else that the pass goes through, inside of operators too.
     """
-    seen = sorted(set(tensors))
-    while _collapse_lonely(table, seen):
+    stored = sorted(set(parameters))
+    seen = sorted({*stored, *passed})
+    while _collapse_crossed(table, stored) or _collapse_lonely(table, seen):
         pass
     allowed: dict[int, set[int]] = {}
 
@@ -195,3 +201,28 @@ def _collapse_lonely(table: AxisTable, tensors: Sequence[tuple[Dim, ...]]) -> bo
     for atom in sorted(lonely):
         table.collapse(atom, _COLLAPSED)
     return bool(lonely)
+
+
+def _collapse_crossed(table: AxisTable, tensors: Iterable[tuple[Dim, ...]]) -> bool:
+    """Give up a family that stands in one dimension of a tensor over an atom in another one; whether there was any.
+
+    Its members sit at one entry of that other dimension, which no `Place` of a parameter can say.
+    """
+    for dims in tensors:
+        inside = [set(_walk(table, dim)) for dim in dims]
+        for atoms in inside:
+            for atom in sorted(atoms):
+                family = table.family(atom)
+                if family is not None and family[0] not in atoms and any(family[0] in other for other in inside):
+                    table.collapse(atom, _COLLAPSED)
+                    return True
+    return False
+
+
+def _walk(table: AxisTable, dim: Dim) -> Iterator[int]:
+    """Every atom inside the dimension, with those that are refined into segments or a family."""
+    for atom in table.atoms(dim):
+        yield atom
+        family = table.family(atom)
+        for part in (*(table.segments(atom) or ()), *([] if family is None else [family[1]])):
+            yield from _walk(table, part)

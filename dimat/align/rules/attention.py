@@ -135,7 +135,8 @@ def along(
         several = given if len(given) > 1 else (chosen,) if isinstance(chosen, int) else chosen
         changed = {one % input.ndim for one in several}
     context.unsupported(*(input.dims[i] for i in changed))
-    return tuple(context.fixed(input.shape[i]) if i in changed else own for i, own in enumerate(input.dims))
+    new = context.table.fixed  # with the cause, so that what is read behind counts as frozen by it, too
+    return tuple(new(input.shape[i], context.cause) if i in changed else own for i, own in enumerate(input.dims))
 
 
 @register_operator("outer")
