@@ -29,14 +29,9 @@ def cosines(grams: Grams, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         a, b = grams.a[tensor], grams.permuted(tensor, pairs, perms)
         for name, axis in pairs:
             one, two = (unit_rows(some, axis.place, grams.spec.by_name[name]) for some in (a, b))
-            rows = torch.stack([_row_dots(one, two), _row_dots(one, one), _row_dots(two, two)])
+            rows = torch.stack([(one * two).sum(dim=1), one.norm(dim=1).square(), two.norm(dim=1).square()])
             sums[name][axis.part] = sums[name].get(axis.part, torch.zeros(())) + rows.to("cpu", torch.float64)
     return {name: _by_unit(grams.spec.by_name[name], found) for name, found in sums.items()}
-
-
-def _row_dots(one: Tensor, two: Tensor) -> Tensor:
-    """⟨one_i, two_i⟩ by row, without a matrix of products."""
-    return torch.bmm(one[:, None, :], two[:, :, None]).view(-1)
 
 
 def _by_unit(group: Group, sums: Mapping[int, Tensor]) -> Tensor:

@@ -77,9 +77,8 @@ class Grams:
         """⟨A_t, π(B_t)⟩ by tensor (by default all that vote), summed in float64."""
         found = {}
         for name in self.members if tensors is None else tensors:
-            pieces = [
-                t.reshape(-1).split(_PIECE) for t in (self.a[name], self.permuted(name, self.members[name], perms))
-            ]
+            pair = (self.a[name], self.permuted(name, self.members[name], perms))
+            pieces = (torch.split(tensor.reshape(-1), _PIECE) for tensor in pair)
             found[name] = sum(float((one * two).double().sum()) for one, two in zip(*pieces, strict=True))
         return found
 

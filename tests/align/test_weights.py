@@ -295,6 +295,32 @@ def test_a_crossed_group_takes_nothing_that_does_not_raise_the_objective() -> No
             assert gain >= -1e-6
 
 
+def test_who_is_affected_by_a_change() -> None:
+    """Exactly the groups whose similarities are others afterwards, also by a tensor that holds them twice."""
+    stream = Group("x", 5, (Axis("q", 1), Axis("o", 0), Axis("in", 0)))
+    base, more = grouped_query(), (TensorInfo("in", (5, 3)), TensorInfo("far", (3, 4)))
+    far = Group("far", 4, (Axis("far", 1),))
+    spec = PermutationSpec((*base.groups, stream, far), (*base.tensors, *more))
+    one, two = draw(spec, 0), draw(spec, 1)
+    changed: dict[str, set[str]] = {}
+    for mover in spec.groups:
+        found = []
+        for perms in (spec.identity(), spec.identity() | {mover.name: spec.random(1)[mover.name]}):
+            grams = Grams(spec, one, two)
+            found.append({g.name: (grams.linear(g.name, perms), grams.crossed(g.name, perms)) for g in spec.groups})
+        changed[mover.name] = {
+            name
+            for name, sums in found[0].items()
+            if any(
+                not torch.allclose(matrix, other[part])
+                for before, other in zip(sums, found[1][name], strict=True)
+                for part, matrix in before.items()
+            )
+        }
+        assert grams.affected_by(mover.name) == changed[mover.name]
+    assert changed == {"k:0": {"k:0", "x"}, "x": {"k:0"}, "far": set()}
+
+
 def test_blocks_speak_for_what_no_part_speaks_for() -> None:
     """The queries' and keys' rows of packed attention have no order inside, and still tell heads apart."""
     spec = packed(4, 3)
