@@ -85,7 +85,7 @@ def test_together_they_recover_what_pairs_do_not() -> None:
 
     pairs = [SPEC.identity(), *(weight_matching(SPEC, states[0], state) for state in states[1:])]
     together = match_many(SPEC, states)
-    assert is_identity(together[0])  # though the sum of the others would have moved it, as it moves with them
+    assert is_identity(together[0])
     assert wrong(together) < 0.5 * wrong(pairs)
     assert objective(states, together) > objective(states, pairs)
 
