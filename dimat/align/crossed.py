@@ -56,11 +56,11 @@ def improve_crossed(grams: Grams, name: str, perms: Mapping[str, Tensor], tie: f
     return best, value - here
 
 
-def solve(group: Group, similarity: Mapping[int, Tensor], tie: float) -> Tensor:
-    """The best permutation by linear similarities; the identity where they say nothing."""
+def solve(group: Group, similarity: Mapping[int, Tensor], tie: float, bonus: float = 0.0) -> Tensor:
+    """The best permutation by linear similarities; the identity where they say nothing, or less than `bonus`."""
     scale = sum(float(matrix.norm()) / len(matrix) for matrix in similarity.values())
     here = {part: matrix.cpu() for part, matrix in similarity.items()}
-    return best_permutation(group, here, stickiness=tie * scale or tie)
+    return best_permutation(group, here, stickiness=(tie * scale or tie) + bonus)
 
 
 class _Search:

@@ -22,14 +22,20 @@ from dimat.align.crossed import improve_crossed, solve
 from dimat.align.grams import Grams
 from dimat.align.groups import PermutationSpec
 from dimat.align.matching import GroupMatch, Matching
-from dimat.align.solve import total_similarity
+from dimat.align.solve import check_bonus, total_similarity
 
 _TIE = 1e-9
 """Bonus of the identity, as a share of a typical similarity: it decides between equal pairings only."""
 
 
 def weight_matching(
-    spec: PermutationSpec, reference: Mapping[str, Tensor], other: Mapping[str, Tensor], *, seed: int = 0
+    spec: PermutationSpec,
+    reference: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    stickiness: float = 0.0,
+    margin: float = 0.0,
 ) -> dict[str, Tensor]:
     """The permutations that bring the state dict `other` into the basis of `reference`; see `match_weights`.
 
@@ -43,7 +49,7 @@ def weight_matching(
     >>> spec.moved(spec.compose(hidden, found))
     0.0
     """
-    return match_weights(spec, reference, other, seed=seed).perms
+    return match_weights(spec, reference, other, seed=seed, stickiness=stickiness, margin=margin).perms
 
 
 def match_weights(
@@ -52,6 +58,8 @@ def match_weights(
     other: Mapping[str, Tensor],
     *,
     seed: int = 0,
+    stickiness: float = 0.0,
+    margin: float = 0.0,
     max_sweeps: int = 100,
 ) -> Matching:
     """Coordinate descent over the groups, from the better of two starts.
@@ -65,6 +73,10 @@ def match_weights(
             in float32.
         other: the state dict to permute.
         seed: of the group that is visited first.
+        stickiness: bonus for leaving a unit where it is, in units of the cosine of two units: ‖A_g‖·‖B_g‖ / size for
+            each. With it, or a margin, the descent starts at the identity. Groups that meet themselves in a tensor
+            are held by the margin alone.
+        margin: a group leaves the identity only when what its tensors gain is more than this share of what they reach.
         max_sweeps: an upper bound; the descent usually ends within twenty, of which the last ones are short.
 
     Returns:
@@ -74,13 +86,16 @@ def match_weights(
     Raises:
         SchemaError: a state dict is not of the spec's architecture; the message names the first tensor that differs.
         AlignmentError: a weight is not finite.
+        UsageError: `stickiness` or `margin` is negative or not finite.
     """
+    check_bonus(stickiness, margin)
     grams = Grams(spec, reference, other)
-    identity, start = spec.identity(), outside_in(grams)
+    identity = spec.identity()
+    start = identity if stickiness or margin else outside_in(grams)
     before, reached = grams.inner(identity), grams.inner(start)
     if sum(reached.values()) <= sum(before.values()):
         start, reached = identity, before
-    perms, gain = descend(grams, start, seed=seed, max_sweeps=max_sweeps)
+    perms, gain = descend(grams, start, seed=seed, max_sweeps=max_sweeps, stickiness=stickiness, margin=margin)
     after = grams.inner(perms)
     check_gain(grams, sum(reached.values()), gain, sum(after.values()))
     alike, groups = cosines(grams, perms), []
@@ -110,7 +125,13 @@ def outside_in(grams: Grams) -> dict[str, Tensor]:
 
 
 def descend(
-    grams: Grams, start: Mapping[str, Tensor], *, seed: int = 0, max_sweeps: int = 100
+    grams: Grams,
+    start: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    stickiness: float = 0.0,
+    margin: float = 0.0,
 ) -> tuple[dict[str, Tensor], float]:
     """Improve one group after the other until none can be; the permutations and what the objective gained.
 
@@ -130,8 +151,8 @@ def descend(
             if name not in waiting:
                 continue
             waiting.discard(name)
-            better, gain = _improve(grams, name, perms)
-            if gain > grams.rounding(grams.tensors_of(name)):
+            better, gain = _improve(grams, name, perms, stickiness)
+            if gain > max(grams.rounding(grams.tensors_of(name)), _threshold(grams, name, perms, gain, margin)):
                 perms[name] = better
                 total += gain
                 waiting |= grams.affected_by(name)
@@ -145,12 +166,20 @@ def check_gain(grams: Grams, start: float, gain: float, end: float) -> None:
     assert end >= start - error, f"the objective fell from {start} to {end}"
 
 
-def _improve(grams: Grams, name: str, perms: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+def _threshold(grams: Grams, name: str, perms: Mapping[str, Tensor], gain: float, margin: float) -> float:
+    """What a group must gain to leave the identity; nothing for one that has left it."""
+    if not margin or not torch.equal(perms[name], torch.arange(len(perms[name]))):
+        return 0.0
+    return margin * abs(sum(grams.inner(perms, grams.tensors_of(name)).values()) + gain)
+
+
+def _improve(grams: Grams, name: str, perms: Mapping[str, Tensor], stickiness: float) -> tuple[Tensor, float]:
     """The best permutation of one group with the others held, and what it gains."""
     if grams.evidence[name].crossed:
         return improve_crossed(grams, name, perms, _TIE)
     group, similarity = grams.spec.by_name[name], grams.linear(name, perms)
-    new = solve(group, similarity, _TIE)
+    bonus = stickiness * sum(grams.bound[tensor] for tensor in grams.tensors_of(name)) / group.size
+    new = solve(group, similarity, _TIE, bonus)
     gain = total_similarity(group, similarity, new) - total_similarity(group, similarity, perms[name])
-    assert gain >= -grams.rounding(grams.tensors_of(name)), "the assignment lowered the objective it maximises"
+    assert bonus or gain >= -grams.rounding(grams.tensors_of(name)), "the assignment lowered the objective it maximises"
     return new, gain
