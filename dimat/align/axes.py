@@ -78,7 +78,8 @@ class AxisTable(Atoms):
         """One dimension after the other, as `cat` puts them."""
         if len(dims) == 1:
             return dims[0]
-        return self._new(Atom(sum(self.length(dim) for dim in dims), segments=tuple(dims)))
+        parts = self._flat(dims)  # else a hundred joins, one after the other, would be a hundred levels deep
+        return self._new(Atom(sum(self.length(dim) for dim in parts), segments=tuple(parts)))
 
     def stack(self, dims: Sequence[Dim], over: Dim, cause: Cause) -> Dim:
         """What stands in place of `dims` when a new dimension `over`, which has an order, chooses among them.
@@ -150,6 +151,12 @@ class AxisTable(Atoms):
         if keep == drop:
             return
         a, b = self._atoms[keep], self._atoms[drop]
+        if not a.movable and not b.movable and self._is_plain(keep):
+            # Neither moves, and they need not count the same things (one may hold the other's entries turned round):
+            # units that have an order of their own inside of one must not be looked for inside of the other.
+            self.freeze((keep,), b.cause)
+            self.freeze((drop,), a.cause)
+            return
         mine, theirs = self.family(keep), self.family(drop)
         alike = self._is_plain(drop) or (mine is not None and theirs is not None and mine[0] == theirs[0])
         for atom, stays in ((keep, alike and not self._within(keep, drop)), (drop, alike)):

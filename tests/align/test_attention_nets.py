@@ -105,8 +105,12 @@ class Odd(nn.Module):
         super().__init__()
         self.how = how
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.mix = nn.Linear(HEADS, HEADS)
-        self.read = nn.Linear(SIZE, WIDTH)
+        if how == "talking heads":
+            self.mix = nn.Linear(HEADS, HEADS)
+        if how in ("mean of heads", "scaled, one head read"):
+            self.read = nn.Linear(SIZE, WIDTH)
+        if how == "scaled, one head read":
+            self.scale = nn.Parameter(torch.rand(HEADS, SIZE))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
@@ -144,6 +148,21 @@ class Odd(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(HEADS, 1, 1) + near.to(x), scale=0.3)
             kept = y[..., torch.arange(tokens) < 4, :]
             return self.o(F.pad(kept, (0, 0, 0, tokens - 4)).transpose(1, 2).flatten(2))
+        if self.how == "turned round":  # the first head's units meet the last one's
+            return self.o((v * q + v.flip(1)).roll(1, 2).transpose(1, 2).flatten(2)) + self.o(
+                k.transpose(1, 2).flatten(2)
+            )
+        if self.how == "gathered":
+            order = (q.detach() * 0).long() + torch.tensor([2, 0, 3, 1])[:, None, None]
+            return self.o((v + torch.gather(v, 1, order)).transpose(1, 2).flatten(2))
+        if self.how == "added to others":
+            order = torch.tensor([2, 0, 3, 1])
+            return self.o(
+                v.index_add(1, order, v).scatter_add(1, order[:, None, None].expand_as(v), k).transpose(1, 2).flatten(2)
+            )
+        if self.how == "scaled, one head read":
+            v = v * self.scale[:, None]
+            return self.o(v.transpose(1, 2).flatten(2)) + self.read(v[:, 1])
         assert self.how == "picked"
         order = torch.tensor([2, 0, 3, 1])
         y = F.scaled_dot_product_attention(q[:, order], k.index_select(1, order), v)
@@ -162,6 +181,10 @@ ODD = {  # the structured groups that are left, by blocks and parts; queries or 
     "tiled": None,
     "masked": [(HEADS, (SIZE, SIZE))],
     "picked": None,
+    "turned round": [],
+    "gathered": None,
+    "added to others": None,
+    "scaled, one head read": None,
 }
 
 

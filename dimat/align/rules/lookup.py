@@ -43,6 +43,7 @@ def gather(context: Context, input: Symbolic, dim: int, index: Symbolic) -> tupl
     """Entries along one dimension, other numbers at every place: out[i, j] = input[index[i, j], j] for dim 0."""
     at = dim % input.ndim
     context.freeze(input.dims[at])
+    context.witness([own for i, own in enumerate(input.dims) if i != at])  # nothing inside follows where it came from
     out = list(index.dims)
     for i, (own, picks) in enumerate(zip(input.dims, index.dims, strict=True)):
         if i == at:
@@ -53,3 +54,37 @@ def gather(context: Context, input: Symbolic, dim: int, index: Symbolic) -> tupl
             context.unsupported(own, picks)
             out[i] = context.fixed(context.shapes[0][i])
     return tuple(out)
+
+
+@register_operator("index_add", "index_copy")
+def index_add(
+    context: Context, input: Symbolic, dim: int, index: Symbolic, source: Symbolic, **kwargs: Any
+) -> tuple[Dim, ...]:
+    """Entry i of the source goes to entry index[i] along one dimension (edges to their nodes)."""
+    at = dim % input.ndim
+    context.freeze(source.dims[at], *index.dims)
+    context.unsupported(input.dims[at])
+    context.witness([own for i, own in enumerate(source.dims) if i != at])
+    for i, (own, other) in enumerate(zip(input.dims, source.dims, strict=True)):
+        if i != at:
+            context.tie(own, other)
+    return input.dims
+
+
+@register_operator("scatter", "scatter_add", "scatter_reduce")
+def scatter(
+    context: Context, input: Symbolic, dim: int, index: Symbolic, src: Symbolic | float, *args: Any, **kwargs: Any
+) -> tuple[Dim, ...]:
+    """out[index[i, j], j] = src[i, j] for dim 0, or their sum: with other numbers at every place."""
+    at = dim % input.ndim
+    sources = [index, src] if isinstance(src, Symbolic) else [index]
+    context.freeze(*(one.dims[at] for one in sources))
+    context.unsupported(input.dims[at])
+    context.witness([own for i, own in enumerate(sources[-1].dims) if i != at])
+    for i, own in enumerate(input.dims):
+        for one in sources if i != at else []:
+            if one.shape[i] == input.shape[i] == index.shape[i]:
+                context.tie(own, one.dims[i])
+            else:  # only the first entries are written or read
+                context.unsupported(own, one.dims[i])
+    return input.dims
