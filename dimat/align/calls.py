@@ -9,14 +9,16 @@ of another pass of the same architecture, which is how a tap found on one model 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType, TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from dimat.align.operators import find_operator, module_operator
@@ -131,9 +133,15 @@ def _body(func: Any) -> Callable[..., Any] | None:
 def operator_name(func: Any) -> str:
     """One bare name for all spellings of an operator: `relu` for F.relu, torch.relu_, Tensor.relu.
 
+    Operators of other libraries keep their namespace: what they call `relu` may be anything.
+
     >>> operator_name(torch.Tensor.relu_), operator_name(torch.nn.functional.relu), operator_name(torch.Tensor.__iadd__)
     ('relu', 'relu', 'iadd')
     """
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
+        qualified = str(func._qualified_op_name if isinstance(func, OpOverloadPacket) else func._name)
+        library, _, own = qualified.partition("::")
+        return own.strip("_") if library == "aten" and isinstance(func, OpOverloadPacket) else qualified
     name = str(getattr(func, "__name__", func))
     if name == "__get__":  # a property, such as Tensor.T
         name = str(getattr(getattr(func, "__self__", None), "__name__", name))
@@ -141,32 +149,55 @@ def operator_name(func: Any) -> str:
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and plain objects (a model's output class), in order."""
-    found: list[Tensor] = []
+    """Every tensor in nested tuples, lists, mappings, slices and plain objects (a model's output class), in order."""
+    return [value for value in contents(*values) if isinstance(value, Tensor)]
+
+
+def contents(*values: Any) -> Iterator[Any]:
+    """Everything that is no container in nested values, in order."""
     opened: set[int] = set()
     stack = list(reversed(values))
     while stack:
         value = stack.pop()
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list, set, frozenset)):
-            stack.extend(reversed(list(value)))
+        inside: Iterable[Any]
+        if value is None or isinstance(value, (Tensor, str, int, float, FunctionType, type, nn.Module)):
+            inside = ()
+        elif isinstance(value, (tuple, list, set, frozenset, deque)):
+            inside = value
         elif isinstance(value, Mapping):
-            stack.extend(reversed(list(value.values())))
-        elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)) and id(value) not in opened:
+            inside = value.values()
+        elif isinstance(value, slice):
+            inside = (value.start, value.stop, value.step)
+        elif id(value) in opened:
+            continue
+        else:
             opened.add(id(value))
-            stack.extend(reversed(list(vars(value).values())))
-    return found
+            inside = (*_slots(value), *getattr(value, "__dict__", {}).values())
+        children = list(inside)
+        if not children:
+            yield value
+        stack.extend(reversed(children))
+
+
+def _slots(value: Any) -> list[Any]:
+    names: list[str] = []
+    for kind in type(value).__mro__:
+        own = kind.__dict__.get("__slots__", ())
+        names.extend([own] if isinstance(own, str) else own)
+    return [getattr(value, name) for name in names if hasattr(value, name)]
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Run models in eval mode without gradients; the train/eval mode of every module is put back."""
+    """Run models in eval mode, without gradients and uncompiled; the mode of every module is put back."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
-        with torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if "torch._dynamo" in sys.modules:  # whoever compiled something has it, and nobody else pays for its import
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
         for module, training in modes:

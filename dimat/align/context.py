@@ -26,6 +26,7 @@ class RuleContext:
         self.cause = NOBODY
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self.witnesses: list[tuple[Dim, ...]] = []
+        self.revealed: dict[int, tuple[Dim, ...]] = {}
         self._symbol_of = symbol_of
 
     def parameter(self, tensor: Tensor) -> Symbolic:
@@ -56,6 +57,10 @@ class RuleContext:
     def free(self, length: int) -> Dim:
         """A new dimension along which all entries are alike."""
         return self.table.free(length)
+
+    def reveal(self, output: int, *dims: Dim) -> None:
+        """Whoever uses this output of the operator learns the order of these dimensions."""
+        self.revealed[output] = dims
 
     def contract(
         self,

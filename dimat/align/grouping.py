@@ -18,7 +18,7 @@ class _Draft:
 
     atom: int
     parts: list[int] = field(default_factory=list)
-    axes: list[Axis] = field(default_factory=list)
+    axes: dict[Axis, None] = field(default_factory=dict)  # a set in order
     structure: str = "plain"
 
 
@@ -48,7 +48,7 @@ def find_groups(
     taps = choose_taps(records, table, leaders, {part for draft in groups for part in (draft.atom, *draft.parts)})
     return tuple(
         Group(
-            _name(draft.axes[0]),
+            _name(next(iter(draft.axes))),
             _size(table, draft),
             tuple(draft.axes),
             _taps(draft, taps),
@@ -63,7 +63,7 @@ def _add(table: AxisTable, drafts: dict[int, _Draft], leaders: Mapping[int, int]
     leader = leaders.get(spot.atom)
     if leader is None:
         draft = drafts.setdefault(spot.atom, _Draft(spot.atom))
-        _append(draft.axes, Axis(name, *spot.place(BLOCKS, None)))
+        draft.axes[Axis(name, *spot.place(BLOCKS, None))] = None
         return
     fixed = not table.movable(leader)
     # Parts of blocks that stay have nothing to do with each other: each is a group of its own.
@@ -71,12 +71,7 @@ def _add(table: AxisTable, drafts: dict[int, _Draft], leaders: Mapping[int, int]
     draft.structure = "blocks" if fixed else "heads"
     if spot.atom not in draft.parts:
         draft.parts.append(spot.atom)
-    _append(draft.axes, Axis(name, *spot.place(draft.parts.index(spot.atom), leader)))
-
-
-def _append(axes: list[Axis], axis: Axis) -> None:
-    if axis not in axes:
-        axes.append(axis)
+    draft.axes[Axis(name, *spot.place(draft.parts.index(spot.atom), leader))] = None
 
 
 def _taps(draft: _Draft, taps: Mapping[int, Sequence[tuple[Tap, Spot]]]) -> tuple[Tap, ...]:

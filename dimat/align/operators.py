@@ -31,11 +31,15 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Symbolic:
-    """A tensor as the rules see it: the atoms of each dimension, and whether it depends on the model's input."""
+    """A tensor as the rules see it: the atoms of each dimension, and whether it depends on the model's input.
+
+    `reveals` are dimensions whose order its values tell (where a maximum was found): whoever uses it freezes them.
+    """
 
     dims: tuple[Dim, ...]
     shape: tuple[int, ...]
     from_input: bool = False
+    reveals: tuple[Dim, ...] = ()
 
     @property
     def ndim(self) -> int:
@@ -68,6 +72,9 @@ class Context(Protocol):
 
     def free(self, length: int) -> Dim:
         """A new dimension along which all entries are alike (expanded, or padded with one value)."""
+
+    def reveal(self, output: int, *dims: Dim) -> None:
+        """The values of this output tell the order of dimensions: they keep it as soon as anybody uses that output."""
 
     def contract(
         self,
@@ -132,9 +139,10 @@ def find_operator(name: str, key: object) -> Operator | None:
 def module_operator(module: nn.Module) -> type[nn.Module] | None:
     """The class whose rule holds for a module: its own, or a base whose forward it has not changed.
 
-    None also for a module with parametrizations: what it computes its weights from must be seen.
+    None also for a module with parametrizations, since what it computes its weights from must be seen, and for one
+    whose forward was replaced on the object.
     """
-    if "parametrizations" in module._modules:
+    if "parametrizations" in module._modules or "forward" in vars(module):
         return None
     kinds = (kind for kind in type(module).__mro__ if kind in OPERATORS and issubclass(kind, nn.Module))
     return next((kind for kind in kinds if kind.forward is type(module).forward), None)

@@ -8,21 +8,25 @@ operator without a rule freezes what reaches it and is reported: it never gives 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import dimat.align.rules  # noqa: F401  registers what comes with dimat
 from dimat.align.atoms import Cause, Dim
-from dimat.align.calls import CONVERSIONS, Calls, evaluating, running_module, tensors_in, user_line
-from dimat.align.context import NOBODY, RuleContext
+from dimat.align.calls import CONVERSIONS, Calls, contents, evaluating, running_module, tensors_in, user_line
 from dimat.align.grouping import find_groups
 from dimat.align.groups import PermutationSpec
 from dimat.align.operators import Operator, Symbolic, find_operator
+from dimat.align.symbols import Symbols
 from dimat.align.taps import Record
 from dimat.align.units import Frozen, TensorInfo
+from dimat.align.unseen import freeze_unreached, sized_by_data
 from dimat.errors import AlignmentError
 
 _ESCAPES = CONVERSIONS | frozenset(["item", "tolist", "numpy", "equal", "allclose", "is_nonzero"])
@@ -35,8 +39,11 @@ _WAY_OUT = (
 def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> PermutationSpec:
     """The permutation groups of a model, from one forward pass on an example (eval mode; a batch of two is enough).
 
+    The groups hold for every input that takes the path of the example. A recurrence that is written out as a loop
+    shows what ties its steps from the second one on.
+
     Args:
-        model: any module; its weights, buffers and modes are left as they are.
+        model: any module; its weights, buffers and modes are left as they are, but for what its own pass writes to.
         example_inputs: what `model(...)` takes.
         example_kwargs: its keyword arguments.
 
@@ -57,10 +64,14 @@ def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: A
                 f"entry {name!r} of the state dict is a {type(value).__name__}, expected a tensor",
                 hint="modules with get_extra_state() cannot travel; leave that entry out",
             )
+        if is_lazy(value):
+            raise AlignmentError(
+                f"parameter {name!r} has no shape yet", hint="run the model once on the example: lazy modules need that"
+            )
     with evaluating(model):
         tracer = _Tracer(model)
         for tensor in tensors_in(example_inputs, example_kwargs):
-            tracer.place_input(tensor)
+            tracer.symbols.place_input(tensor)
         try:
             with tracer:
                 output = model(*example_inputs, **example_kwargs)
@@ -69,7 +80,10 @@ def permutation_spec(model: nn.Module, *example_inputs: Any, **example_kwargs: A
         except Exception as error:
             message = f"the model fails on the example input: {type(error).__name__}: {error}"
             raise AlignmentError(message, hint="pass example inputs that the model accepts") from error
+        finally:
+            replaced = tracer.put_back()
         tracer.freeze_output(output)
+        tracer.tie_replaced(replaced)
     return tracer.spec()
 
 
@@ -78,51 +92,35 @@ class _Tracer(Calls):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.context = RuleContext(self._symbol)
-        self._symbols: dict[int, Symbolic] = {}
-        self._alive: list[Tensor] = []  # an id stands for its tensor as long as the tensor lives
-        self._records: list[Record] = []
-        self._used: set[int] = set()
         self._modules = {id(module): name for name, module in model.named_modules()}
+        self.symbols = Symbols(model, lambda: running_module(self._modules))
+        self.context = self.symbols.context
+        self._records: list[Record] = []
+        self._sized = ""  # the line where data first decided about a size
+        self._stores = [dict(store) for store in _stores(model)]
         persistent = model.state_dict(keep_vars=True)
-        self._saved = {id(tensor) for tensor in persistent.values()}
         self._names = {name: tensor for name, tensor in persistent.items() if isinstance(tensor, Tensor)}
-        self._constants = {id(tensor) for module in model.modules() for tensor in tensors_in(*_plain_values(module))}
-        self._weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        for tensor in self._weights.values():
-            new = (
-                self.context.table.free if id(tensor) in self._saved else self.context.table.fixed
-            )  # only what is saved can move
-            self._place(tensor, tuple(new(length) for length in tensor.shape), from_input=False)
-
-        for tensor in self._weights.values():
-            if not tensor.is_floating_point() and tensor.numel() > 1 and id(tensor) in self._saved:
-                # Were they permuted, neighbours' constants would differ and could not be averaged.
-                self.context.cause = Cause("a buffer of integers", "")
-                self.context.unsupported(*self._symbols[id(tensor)].dims)
-        self.context.cause = NOBODY
-
-    def place_input(self, tensor: Tensor) -> None:
-        """An example input: its order is given from outside."""
-        self._place(tensor, tuple(self.context.table.fixed(length) for length in tensor.shape), from_input=True)
 
     def freeze_output(self, output: Any) -> None:
         """The model's answer: somebody outside reads it in order."""
-        self.context.cause = Cause("the output", "")
         tensors = tensors_in(output)
+        for value in contents(output):
+            if isinstance(value, (FunctionType, MethodType, partial, Iterator)):
+                kind = type(value).__name__
+                raise AlignmentError(f"the model returns a {kind}, and what that will read is not seen", hint=_WAY_OUT)
         if not tensors:
             raise AlignmentError(
                 f"no tensor is found in what the model returns, a {type(output).__name__}", hint=_WAY_OUT
             )
         for tensor in tensors:
-            self.context.freeze(*self._symbol(tensor).dims)
+            self.context.freeze(*self.symbols.of(tensor).dims)
 
     def on_call(
         self, name: str, key: object, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run one operator and carry the axes across it."""
         before = tensors_in(args, kwargs)
-        inputs = tuple(self._symbol(tensor, name) for tensor in before)
+        inputs = tuple(self.symbols.of(tensor, name) for tensor in before)
         if name in _ESCAPES:
             self._escape(name, inputs)
             return run()
@@ -134,14 +132,20 @@ class _Tracer(Calls):
         self.context.shapes = tuple(tuple(tensor.shape) for tensor in after)
         dims = self._rule(operator, name, inputs, args, kwargs)
         from_input = any(symbol.from_input for symbol in inputs)
+        for i, (tensor, symbol) in enumerate(zip(before, inputs, strict=True)):
+            new = next((own for other, own in zip(after, dims, strict=True) if other is tensor), None)
+            if new is not None or (not after and (name != "setitem" or i == 0)):  # such as x += y, or x[0] = y
+                self.symbols.written(tensor, symbol, new, from_input=from_input)
+        if from_input and not self._sized and sized_by_data(name, args):
+            self._sized = user_line()
+        revealed = self.context.revealed
         outputs = tuple(
-            self._place(tensor, own, from_input=from_input) for tensor, own in zip(after, dims, strict=True)
+            self.symbols.place(tensor, own, from_input=from_input, reveals=revealed.get(i, ()))
+            for i, (tensor, own) in enumerate(zip(after, dims, strict=True))
         )
-        if not after and from_input:  # such as x[0] = y: what was written to depends on the input from now on
-            for tensor, symbol in zip(before, inputs, strict=True):
-                self._place(tensor, symbol.dims, from_input=True)
         nonlinear = operator is not None and operator.nonlinear
-        self._records.append(Record(self.num_calls, name, nonlinear, inputs, outputs))
+        # What only writes lets nothing vanish: its inputs go on.
+        self._records.append(Record(self.num_calls, name, nonlinear, inputs, outputs if after else inputs))
         return result
 
     def _rule(
@@ -149,21 +153,20 @@ class _Tracer(Calls):
     ) -> list[tuple[Dim, ...]]:
         """Dimensions of each output; all frozen when there is no rule, or none for this way of calling."""
         self.context.cause = Cause(name, running_module(self._modules))
-        if operator is not None and self.context.shapes:
-            symbolic_args, symbolic_kwargs = self._symbolic(args), self._symbolic(kwargs)
+        self.context.revealed = {}
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}  # what is written to is tied afterwards
+        if operator is not None and (self.context.shapes or name == "setitem"):
+            symbolic_args, symbolic_kwargs = self.symbols.inside(args), self.symbols.inside(kwargs)
             if _accepts(operator, self.context, symbolic_args, symbolic_kwargs):
                 try:
                     answer = operator.rule(self.context, *symbolic_args, **symbolic_kwargs)
-                except (
-                    IndexError,
-                    TypeError,
-                    ValueError,
-                ):  # an odd form of call: what is tied so far only costs freedom
-                    answer = []
-                dims = list(answer) if isinstance(answer, list) else [tuple(answer)]
+                except (LookupError, TypeError, ValueError, AttributeError):
+                    answer = None  # an odd form of call: what is tied so far only costs freedom
+                dims: list[tuple[Dim, ...]] = list(answer) if isinstance(answer, list) else [tuple(answer or ())]
                 lengths = [tuple(self.context.table.length(dim) for dim in own) for own in dims]
-                if lengths == list(self.context.shapes):
+                if answer is not None and lengths == list(self.context.shapes):
                     return dims
+        self.context.revealed = {}
         for symbol in inputs:
             self.context.unsupported(*symbol.dims)
         return [
@@ -180,48 +183,41 @@ class _Tracer(Calls):
         for symbol in inputs:
             self.context.unsupported(*symbol.dims)
 
-    def _symbol(self, tensor: Tensor, operator: str = "") -> Symbolic:
-        symbol = self._symbols.get(id(tensor))
-        if symbol is None:
-            if id(tensor) not in self._constants:
-                # Made by something that torch does not show (a compiled extension, a scripted module): every axis
-                # that it may have read so far could be inside, in any order.
-                self.context.cause = Cause(
-                    f"something unseen before {operator or 'the output'}", running_module(self._modules)
-                )
-                for known in list(self._symbols.values()):
-                    self.context.unsupported(*known.dims)
-            dims = tuple(self.context.table.fixed(length) for length in tensor.shape)
-            symbol = self._place(tensor, dims, from_input=id(tensor) not in self._constants)
-        if id(tensor) in self._weights:
-            self._used.add(id(tensor))
-        return symbol
+    def put_back(self) -> list[tuple[Tensor, Tensor]]:
+        """Undo what the pass assigned to registered names (a state for the next call): (before, after) of each."""
+        replaced: list[tuple[Tensor, Tensor]] = []
+        for before, now in zip(self._stores, _stores(self.model), strict=True):
+            for name, tensor in before.items():
+                other = now.get(name)
+                if other is not tensor:
+                    now[name] = tensor
+                    if tensor is not None and other is not None:
+                        replaced.append((tensor, other))
+        return replaced
 
-    def _place(self, tensor: Tensor, dims: tuple[Dim, ...], *, from_input: bool) -> Symbolic:
-        symbol = Symbolic(dims, tuple(tensor.shape), from_input)
-        self._symbols[id(tensor)] = symbol
-        self._alive.append(tensor)
-        return symbol
-
-    def _symbolic(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._symbol(value)
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-            return type(value)(self._symbolic(item) for item in value) if type(value) in (tuple, list) else value
-        return {key: self._symbolic(item) for key, item in value.items()} if isinstance(value, dict) else value
+    def tie_replaced(self, replaced: list[tuple[Tensor, Tensor]]) -> None:
+        """What took the place of a buffer will be read by the next pass as this one read the buffer."""
+        for tensor, other in replaced:
+            self.symbols.of(other)
+            self.context.cause = Cause("a buffer that is replaced", "")
+            self.symbols.same(tensor, other)
 
     # ---- the answer
 
     def spec(self) -> PermutationSpec:
         """The groups that are left, their taps, and the report of what was frozen."""
-        for tensor in self._weights.values():
-            if id(tensor) not in self._used:
-                # A head that only training uses would still read its units in order: it is reported.
-                self.context.cause = Cause("absence from the pass", "")
-                self.context.unsupported(*self._symbols[id(tensor)].dims)
+        unused = {id(tensor) for tensor in self.symbols.freeze_unused()}
+        missed = [name for name, tensor in self._names.items() if id(tensor) in unused]
+        if self._sized and missed:
+            raise AlignmentError(
+                f"this model cannot be traced: values decide how much goes on at {self._sized}, and the example does "
+                f"not reach {missed[0]!r}",
+                hint="pass an example that reaches every part of the model, such as more tokens than experts",
+            )
         members = {
-            name: self._symbols[id(tensor)].dims for name, tensor in self._names.items() if id(tensor) in self._weights
+            name: self.symbols[tensor].dims for name, tensor in self._names.items() if tensor in self.symbols.weights
         }
+        freeze_unreached(self.context.table, members, self._records)
         groups = find_groups(self.context.table, members, self._records, self.context.witnesses)
         lost: dict[Cause, dict[int, int]] = {}
         for name, dims in members.items():
@@ -238,14 +234,14 @@ class _Tracer(Calls):
         return PermutationSpec(groups, tensors, frozen)
 
 
-def _plain_values(module: nn.Module) -> list[Any]:
-    """Attributes of a module that hold constants: tensors nobody registered, or lists of them."""
-    kinds = (Tensor, tuple, list, dict)
-    return [value for value in vars(module).values() if isinstance(value, kinds)]
+def _stores(model: nn.Module) -> list[dict[str, Any]]:
+    """Where the modules keep their parameters and buffers (scripted ones keep them elsewhere)."""
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    return [store for store in stores if isinstance(store, dict)]
 
 
 def _accepts(operator: Operator, context: Any, args: Any, kwargs: Any) -> bool:
-    """Whether the rule knows this way of calling its operator (with `out=`, say, it does not)."""
+    """Whether the rule knows this way of calling its operator."""
     try:
         inspect.signature(operator.rule).bind(context, *args, **kwargs)
     except TypeError:

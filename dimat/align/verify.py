@@ -40,7 +40,10 @@ def verify(
     perms = _moving(spec, seed)
 
     def outputs(state: dict[str, Tensor]) -> list[Tensor]:
-        answer = functional_call(model, state, example_inputs, dict(example_kwargs))
+        with torch.random.fork_rng(devices=[]):  # both passes draw the same noise
+            torch.manual_seed(seed)
+            # the call writes buffers that the model replaces into the mapping that it gets
+            answer = functional_call(model, dict(state), example_inputs, dict(example_kwargs))
         return [tensor.detach().to(torch.float64) for tensor in tensors_in(answer) if tensor.is_floating_point()]
 
     def error(some: Permutations) -> float:

@@ -162,7 +162,7 @@ BETWEEN: dict[str, Row] = {
     "pool and unpool": (Call(unpooled), 8, 8, PLAIN),
     "grid": (Call(grid), 8, 8, PLAIN),
     "global response": (Call(response), 8, 8, PLAIN),
-    "spatial attention": (Call(attended), 8, 8, [(6, "plain")]),  # max also tells which channel was the largest
+    "spatial attention": (Call(attended), 8, 8, PLAIN),  # max also tells which channel was the largest: nobody asks
     "largest of channels": (Call(lambda x: x - x.amax(1, keepdim=True)), 8, 8, PLAIN),
     "pixel shuffle": (nn.PixelShuffle(2), 8, 2, [(2, "plain"), (6, "plain")]),
     "pixel unshuffle": (nn.PixelUnshuffle(2), 8, 32, PLAIN),

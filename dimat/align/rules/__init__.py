@@ -1,5 +1,5 @@
 """The rules that come with dimat; importing the package registers them."""
 
-from dimat.align.rules import attention, entrywise, images, layers, recurrent, shapes
+from dimat.align.rules import attention, entrywise, images, layers, lookup, losses, recurrent, reductions, shapes
 
-__all__ = ["attention", "entrywise", "images", "layers", "recurrent", "shapes"]
+__all__ = ["attention", "entrywise", "images", "layers", "lookup", "losses", "recurrent", "reductions", "shapes"]

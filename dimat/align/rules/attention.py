@@ -37,14 +37,14 @@ def scaled_dot_product_attention(
     batches = [tensor.dims[:-2] for tensor in (query, key, value)]
     if enable_gqa:
         batches = [_with_copies(context, tensor.dims[:-2], query.shape[-3]) for tensor in (query, key, value)]
-    batch = _broadcast(context, *batches)
+    batch = broadcast(context, *batches)
     length, positions = query.dims[-2], key.dims[-2]
     context.contract(query.dims[-1], key.dims[-1], shared=batch, left=[length], right=[positions])
     context.contract(positions, value.dims[-2], shared=batch, left=[length], right=[value.dims[-1]])
     if is_causal:
         context.freeze(query.dims[-2], key.dims[-2])
     if attn_mask is not None:
-        _broadcast(context, (*batch, query.dims[-2], key.dims[-2]), attn_mask.dims)
+        broadcast(context, (*batch, query.dims[-2], key.dims[-2]), attn_mask.dims)
     return (*batch, query.dims[-2], value.dims[-1])
 
 
@@ -70,15 +70,28 @@ def einsum(context: Context, equation: str, *operands: Any) -> tuple[Dim, ...]:
     return tuple(size[name] for name in kept)
 
 
+@register_operator("tensordot")
+def tensordot(context: Context, a: Symbolic, b: Symbolic, dims: Any = 2, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Some dimensions of both are summed over in pairs: the last of one with the first of the other, or as named."""
+    named = (range(-dims, 0), range(dims)) if isinstance(dims, int) else dims
+    left, right = ([i % one.ndim for i in several] for one, several in zip((a, b), named, strict=True))
+    for i, j in zip(left, right, strict=True):
+        context.tie(a.dims[i], b.dims[j])
+    kept = [[own for i, own in enumerate(one.dims) if i not in gone] for one, gone in ((a, left), (b, right))]
+    for dimensions in ([a.dims[i] for i in left], *kept):
+        context.witness(dimensions)
+    return (*kept[0], *kept[1])
+
+
 @register_operator("baddbmm")
 def baddbmm(
     context: Context, input: Symbolic, batch1: Symbolic, batch2: Symbolic, *, beta: Any = 1, alpha: Any = 1
 ) -> tuple[Dim, ...]:
     """Input + batch1 @ batch2 for each matrix of a batch."""
-    batch = _broadcast(context, batch1.dims[:-2], batch2.dims[:-2])
+    batch = broadcast(context, batch1.dims[:-2], batch2.dims[:-2])
     rows, columns = batch1.dims[-2], batch2.dims[-1]
     context.contract(batch1.dims[-1], batch2.dims[-2], shared=batch, left=[rows], right=[columns])
-    return _broadcast(context, (*batch, batch1.dims[-2], batch2.dims[-1]), input.dims)
+    return broadcast(context, (*batch, batch1.dims[-2], batch2.dims[-1]), input.dims)
 
 
 @register_operator("repeat_interleave")
@@ -117,7 +130,7 @@ def triangle(context: Context, input: Symbolic, diagonal: int = 0) -> tuple[Dim,
     return input.dims
 
 
-@register_operator("roll", "flip", "cumsum")
+@register_operator("roll", "flip", "cumsum", "cumprod", "logcumsumexp")
 def along(
     context: Context, input: Symbolic, *args: Any, dims: Any = None, dim: Any = None, **kwargs: Any
 ) -> tuple[Dim, ...]:
@@ -126,7 +139,7 @@ def along(
     So these dimensions are new ones, and nothing inside of them has an order that follows the old.
     """
     name = context.cause.operator
-    # flip takes its dimensions one by one or as one, roll and cumsum behind what else they take
+    # flip takes its dimensions one by one or as one, the others behind what else they take
     given = args if name == "flip" else args[1:] if name == "roll" else args[:1]
     chosen = next((one for one in (dims, dim, *given[:1]) if one is not None), None)
     if chosen is None:  # roll as if there were one dimension
@@ -161,7 +174,7 @@ def complex_to_pairs(context: Context, input: Symbolic) -> tuple[Dim, ...]:
 register_operator("polar", "complex", "real", "imag", "angle", "conj", "conj_physical", "resolve_conj")(entrywise)
 
 
-def _broadcast(context: Context, *operands: Sequence[Dim]) -> tuple[Dim, ...]:
+def broadcast(context: Context, *operands: Sequence[Dim]) -> tuple[Dim, ...]:
     """Dimensions matched from the last one backwards; those of length one (which have no atoms) fit everything."""
     out: list[Dim] = []
     for column in zip_longest(*(reversed(dims) for dims in operands), fillvalue=()):

@@ -10,7 +10,7 @@ from dimat.align.operators import Context, Symbolic, register_operator
 
 ACTIVATIONS = """
     relu relu6 leaky_relu rrelu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardswish
-    hardsigmoid logsigmoid softsign tanhshrink softshrink hardshrink threshold
+    hardsigmoid logsigmoid log_sigmoid softsign tanhshrink softshrink hardshrink threshold
 """
 ENTRYWISE = """
     add sub mul div truediv floordiv floor_divide true_divide mod remainder fmod pow rsub radd rmul rdiv
@@ -19,7 +19,9 @@ ENTRYWISE = """
     minimum fmax fmin where lerp addcmul addcdiv masked_fill eq ne lt le gt ge logical_and logical_or
     logical_not isnan isinf isfinite and or invert dropout alpha_dropout dropout1d dropout2d dropout3d
     feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity positive
-    requires_grad
+    requires_grad copy fill zero tan asin acos atan atan2 arctan arctan2 sinh cosh asinh acosh atanh sinc erfc erfinv
+    logit lgamma digamma hypot xlogy logaddexp logaddexp2 copysign trunc frac sgn heaviside absolute negative multiply
+    subtract divide isclose logical_xor xor bitwise_and bitwise_or bitwise_xor bitwise_not
 """
 
 
@@ -28,6 +30,8 @@ ENTRYWISE = """
 def entrywise(context: Context, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Every tensor is matched with the others as broadcasting does."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Symbolic)]
+    if context.cause.operator == "where" and len(args) + len(kwargs) == 1:
+        raise TypeError("`where` with a condition alone gives positions")
     shape = context.shapes[0]
     out: list[Dim] = []
     for back in range(len(shape), 0, -1):

@@ -99,3 +99,29 @@ def channel_shuffle(context: Context, input: Symbolic, groups: int) -> tuple[Dim
     """Channels (groups, each) are written (each, groups)."""
     pair = context.table.regroup([input.dims[1]], (groups, input.shape[1] // groups), context.cause)
     return (input.dims[0], (*pair[1], *pair[0]), *input.dims[2:])
+
+
+FOURIER = [f"fft_{way}fft{tail}" for way in ("", "i", "r", "ir", "h", "ih") for tail in ("", "2", "n")]
+
+
+@register_operator(*FOURIER)
+def fourier(
+    context: Context, input: Symbolic, size: Any = None, dim: Any = None, norm: Any = None, **sizes: Any
+) -> tuple[Dim, ...]:
+    """Space becomes frequencies; everything else does it side by side. Some call the size `n`, others `s`."""
+    size = next((sizes[key] for key in ("n", "s") if key in sizes), size)
+    name = context.cause.operator
+    last = 2 if name.endswith("2") else input.ndim if name.endswith("n") else 1
+    if dim is None and size is not None and name.endswith("n"):
+        last = len(size)
+    axes = (dim,) if isinstance(dim, int) else tuple(dim) if dim is not None else range(-last, 0)
+    changed = {axis % input.ndim for axis in axes}
+    context.unsupported(*(input.dims[i] for i in changed))
+    shape = context.shapes[0]
+    return tuple(context.fixed(shape[i]) if i in changed else own for i, own in enumerate(input.dims))
+
+
+@register_operator("fft_fftshift", "fft_ifftshift")
+def shifted(context: Context, input: Symbolic, dim: Any = None) -> tuple[Dim, ...]:
+    """Frequencies turned round."""
+    return fourier(context, input, None, tuple(range(input.ndim)) if dim is None else dim)

@@ -135,7 +135,15 @@ def embedding(context: Context, input: Symbolic, weight: Symbolic, *args: Any, *
     return (*input.dims, weight.dims[1])
 
 
-@register_operator("matmul", "bmm", "mm")
+@register_operator("embedding_bag")
+def embedding_bag(context: Context, input: Symbolic, weight: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Rows are chosen by their number and added up bag by bag; columns are units."""
+    others = [value for value in (*args, *kwargs.values()) if isinstance(value, Symbolic)]
+    context.freeze(weight.dims[0], *(dim for tensor in (input, *others) for dim in tensor.dims))
+    return (context.fixed(context.shapes[0][0]), weight.dims[1])
+
+
+@register_operator("matmul", "bmm", "mm", "sparse_mm")
 def matmul(context: Context, input: Symbolic, other: Symbolic) -> tuple[Dim, ...]:
     """The inner dimension is summed over; leading ones broadcast."""
     rows, columns = input.dims[-2:-1], other.dims[-1:] if other.ndim > 1 else ()

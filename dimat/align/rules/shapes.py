@@ -1,83 +1,22 @@
-"""Shape: reductions, reshapes, parts and joins."""
+"""Shape: reshapes, parts and joins."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from dimat.align.atoms import Dim
 from dimat.align.operators import Context, Symbolic, register_operator
-from dimat.align.rules.entrywise import entrywise
 from dimat.align.rules.lookup import look_up
-
-REDUCTIONS = """
-    mean sum amax amin var std prod logsumexp var_mean std_mean nanmean nansum any all count_nonzero
-"""
-
-
-@register_operator(*REDUCTIONS.split())
-def reduction(context: Context, input: Symbolic, dim: Any = None, *args: Any, **kwargs: Any) -> list[tuple[Dim, ...]]:
-    """What is reduced has no order; the other dimensions stay."""
-    axes = kwargs.get("axis", dim)
-    if axes is None or isinstance(axes, bool) or (isinstance(axes, Sequence) and not axes):  # var(unbiased) is a bool
-        gone = set(range(input.ndim))
-    else:
-        gone = {axis % input.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
-    return [_without(input, gone, shape) for shape in context.shapes]
-
-
-@register_operator("norm", "vector_norm", "linalg_vector_norm")
-def norm(
-    context: Context, input: Symbolic, p: Any = None, dim: Any = None, *args: Any, **kwargs: Any
-) -> list[tuple[Dim, ...]]:
-    """A norm over one or more dimensions; of a matrix only that of its entries does not ask for their order."""
-    if isinstance(p, str) and p != "fro":
-        raise ValueError("a norm of matrices")
-    return reduction(context, input, dim)
-
-
-@register_operator("max", "min", "median", "nanmedian", "argmax", "argmin")
-def extremes(
-    context: Context, input: Symbolic, dim: Any = None, *args: Any, **kwargs: Any
-) -> list[tuple[Dim, ...]] | tuple[Dim, ...]:
-    """The largest of a dimension, or the larger of two tensors; where it was found depends on the order."""
-    other = kwargs.get("other", dim)
-    if isinstance(other, Symbolic):
-        return entrywise(context, input, other)
-    if dim is None:
-        context.freeze(*(input.dims if context.cause.operator.startswith("arg") else ()))
-        return [_without(input, set(range(input.ndim)), shape) for shape in context.shapes]
-    context.unsupported(input.dims[dim])
-    return [_without(input, {dim % input.ndim}, shape) for shape in context.shapes]
-
-
-@register_operator("sort", "argsort")
-def sorting(context: Context, input: Symbolic, dim: int = -1, *args: Any, **kwargs: Any) -> list[tuple[Dim, ...]]:
-    """A dimension in another order, and that order: it is read."""
-    at = dim % input.ndim
-    context.unsupported(input.dims[at])
-    new = [context.table.fixed(shape[at], context.cause) for shape in context.shapes]
-    return [(*input.dims[:at], own, *input.dims[at + 1 :]) for own in new]
-
-
-@register_operator("topk")
-def largest(
-    context: Context, input: Symbolic, k: int, dim: int = -1, *args: Any, **kwargs: Any
-) -> list[tuple[Dim, ...]]:
-    """The first entries of a sorted dimension."""
-    return sorting(context, input, dim)
-
-
-def _without(input: Symbolic, gone: set[int], shape: Sequence[int]) -> tuple[Dim, ...]:
-    if len(shape) == input.ndim:  # keepdim
-        return tuple(() if i in gone else dim for i, dim in enumerate(input.dims))
-    return tuple(dim for i, dim in enumerate(input.dims) if i not in gone)
 
 
 @register_operator("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel")
 def reshape(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """The same entries in the same order, cut into other dimensions."""
     shape = context.shapes[0]
+    if math.prod(shape) != math.prod(input.shape):
+        raise ValueError("entries of another size, as `view` makes them of another dtype")
     return tuple(context.table.regroup(input.dims, shape, context.cause))
 
 
@@ -97,13 +36,22 @@ def transpose(context: Context, input: Symbolic, dim0: int, dim1: int) -> tuple[
     return tuple(dims)
 
 
-@register_operator("mT")
+@register_operator("movedim", "moveaxis")
+def movedim(context: Context, input: Symbolic, source: Any, destination: Any) -> tuple[Dim, ...]:
+    """Some dimensions go to other places, the rest keep their sequence."""
+    pairs = [(source, destination)] if isinstance(source, int) else zip(source, destination, strict=True)
+    places = {to % input.ndim: origin % input.ndim for origin, to in pairs}
+    rest = iter([i for i in range(input.ndim) if i not in places.values()])
+    return tuple(input.dims[places[at] if at in places else next(rest)] for at in range(input.ndim))
+
+
+@register_operator("mT", "mH", "adjoint")
 def matrix_transpose(context: Context, input: Symbolic) -> tuple[Dim, ...]:
     """The transpose of every matrix in a batch: the last two dimensions change places."""
     return transpose(context, input, -1, -2)
 
 
-@register_operator("T", "t")
+@register_operator("T", "t", "H")
 def reverse(context: Context, input: Symbolic) -> tuple[Dim, ...]:
     """The transpose of a matrix; of other tensors all dimensions in the opposite order."""
     return input.dims[::-1]
@@ -112,7 +60,17 @@ def reverse(context: Context, input: Symbolic) -> tuple[Dim, ...]:
 @register_operator("expand", "expand_as", "broadcast_to")
 def expand(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Repeats along dimensions of length one: what is repeated is alike, and may move."""
-    shape = context.shapes[0]
+    return _expanded(context, input, context.shapes[0])
+
+
+@register_operator("broadcast_tensors")
+def broadcast_tensors(context: Context, *tensors: Any) -> list[tuple[Dim, ...]]:
+    """Every tensor expanded to the shape of all."""
+    several = tensors if isinstance(tensors[0], Symbolic) else tensors[0]
+    return [_expanded(context, tensor, shape) for tensor, shape in zip(several, context.shapes, strict=True)]
+
+
+def _expanded(context: Context, input: Symbolic, shape: Sequence[int]) -> tuple[Dim, ...]:
     new = len(shape) - input.ndim
     old = zip(input.dims, input.shape, shape[new:], strict=True)
     return (
@@ -166,6 +124,8 @@ def parts(context: Context, input: Symbolic, *args: Any, **kwargs: Any) -> list[
     if not cut:
         return [input.dims for _ in context.shapes]
     (at,) = cut
+    if sum(shape[at] for shape in context.shapes) != input.shape[at]:
+        raise ValueError("pieces that do not follow each other")
     out, start = [], 0
     for shape in context.shapes:
         dims = list(input.dims)
@@ -232,6 +192,15 @@ def concatenate(
     return tuple(out)
 
 
+@register_operator("hstack", "vstack", "row_stack")
+def stacked_parts(context: Context, tensors: Sequence[Symbolic]) -> tuple[Dim, ...]:
+    """One after the other along the second dimension (of vectors the only one), or along the first."""
+    rows = context.cause.operator != "hstack"
+    if rows and tensors[0].ndim < 2:
+        raise ValueError("vectors become rows")
+    return concatenate(context, tensors, 0 if rows or tensors[0].ndim == 1 else 1)
+
+
 @register_operator("stack")
 def stack(context: Context, tensors: Sequence[Symbolic], dim: int = 0) -> tuple[Dim, ...]:
     """Along a new dimension, which stays in order and tells the others apart."""
@@ -253,9 +222,7 @@ def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
     at = items.index(Ellipsis)
     items[at : at + 1] = [slice(None)] * (input.ndim - used)
     dims = list(input.dims)
-    numbers: list[
-        tuple[int, int]
-    ] = []  # (position among the dimensions that are left, number), the last first: earlier positions stay
+    numbers: list[tuple[int, int]] = []  # (position among those left, number), the last first: earlier ones stay
     position = -1
     for item, length in zip([item for item in items if item is not None], input.shape, strict=True):
         position += 1
@@ -272,3 +239,14 @@ def getitem(context: Context, input: Symbolic, index: Any) -> tuple[Dim, ...]:
         dims = list(context.select(dims, where, number))
     left = iter(dims)
     return tuple(() if item is None else next(left) for item in items if not isinstance(item, int))
+
+
+@register_operator("setitem")
+def setitem(context: Context, input: Symbolic, index: Any, value: Any) -> list[tuple[Dim, ...]]:
+    """What is written to a part has the dimensions of that part, as broadcasting matches them."""
+    part = getitem(context, input, index)
+    if isinstance(value, Symbolic):
+        for back in range(1, min(value.ndim, len(part)) + 1):
+            if value.shape[-back] != 1:
+                context.tie(part[-back], value.dims[-back])
+    return []
