@@ -26,7 +26,7 @@ from dimat.align.operators import Operator, Symbolic, find_operator
 from dimat.align.symbols import Symbols
 from dimat.align.taps import Record
 from dimat.align.units import Frozen, TensorInfo
-from dimat.align.unseen import freeze_unreached, sized_by_data
+from dimat.align.unseen import freeze_unreached, sizing
 from dimat.errors import AlignmentError
 
 _ESCAPES = CONVERSIONS | frozenset(["item", "tolist", "numpy", "equal", "allclose", "is_nonzero"])
@@ -136,7 +136,7 @@ class _Tracer(Calls):
             new = next((own for other, own in zip(after, dims, strict=True) if other is tensor), None)
             if new is not None or (not after and (name != "setitem" or i == 0)):  # such as x += y, or x[0] = y
                 self.symbols.written(tensor, symbol, new, from_input=from_input)
-        if from_input and not self._sized and sized_by_data(name, args):
+        if any(self.symbols.of(tensor).from_input for tensor in sizing(name, args)) and not self._sized:
             self._sized = user_line()
         revealed = self.context.revealed
         outputs = tuple(

@@ -92,11 +92,11 @@ def _span(tensor: Tensor) -> tuple[str, int, int] | None:
     return str(tensor.device), start, start + (reach + 1) * tensor.element_size()
 
 
-def sized_by_data(name: str, args: Sequence[Any]) -> bool:
-    """Whether the values of an operator's input decide how many entries its output has."""
-    if name in ("getitem", "index"):
-        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors_in(args[1:]))
-    return name in _PICKS_BY_VALUE or (name == "where" and len(args) == 1)
+def sizing(name: str, args: Sequence[Any]) -> list[Tensor]:
+    """The tensors whose values decide how many entries an operator's output has."""
+    if name == "getitem":
+        return [tensor for tensor in tensors_in(args[1:]) if tensor.dtype in (torch.bool, torch.uint8)]
+    return tensors_in(args) if name in _PICKS_BY_VALUE or (name == "where" and len(args) == 1) else []
 
 
 def freeze_unreached(table: AxisTable, members: Mapping[str, tuple[Dim, ...]], records: Sequence[Record]) -> None:

@@ -138,6 +138,13 @@ def test_an_expert_without_tokens_is_refused_and_with_tokens_it_moves() -> None:
     spec.verify(model, x, tolerance=1e-10)
 
 
+def test_a_mask_that_no_data_decides_on_is_no_branch() -> None:
+    model = between(lambda s, x: x[torch.arange(len(x)) < 2], unused=(3, 4))
+    spec = permutation_spec(model, sample(4, 6))
+    assert [group.size for group in spec.groups] == [8]
+    assert [frozen.num_parameters for frozen in spec.frozen] == [12]
+
+
 OUTSIDE = torch.linspace(1, 2, 8, dtype=torch.float64)
 
 

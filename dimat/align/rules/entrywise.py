@@ -19,7 +19,7 @@ ENTRYWISE = """
     minimum fmax fmin where lerp addcmul addcdiv masked_fill eq ne lt le gt ge logical_and logical_or
     logical_not isnan isinf isfinite and or invert dropout alpha_dropout dropout1d dropout2d dropout3d
     feature_alpha_dropout contiguous clone detach data float double half bfloat16 alias identity positive
-    requires_grad copy fill zero tan asin acos atan atan2 arctan arctan2 sinh cosh asinh acosh atanh sinc erfc erfinv
+    requires_grad copy fill zero tan asin acos atan atan2 arctan arctan2 sinh cosh asinh acosh atanh sinc erfc
     logit lgamma digamma hypot xlogy logaddexp logaddexp2 copysign trunc frac sgn heaviside absolute negative multiply
     subtract divide isclose logical_xor xor bitwise_and bitwise_or bitwise_xor bitwise_not
 """
