@@ -19,7 +19,7 @@ _EASY = 0.75
 scipy's 17 on correlations (a share of 1), 43 to 37 at 0.70, 143 to 51 on grams of unrelated weights (0.63)."""
 
 
-def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[np.int64]:
+def linear_assignment(similarity: ArrayLike, backend: str = "auto", *, overwrite: bool = False) -> NDArray[np.int64]:
     """The permutation p that maximises Σᵢ similarity[i, p[i]].
 
     When the best partner of every row is a different column, that is the answer (it attains the upper bound); bases
@@ -29,6 +29,8 @@ def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[n
     Args:
         similarity: shape (n, n), finite.
         backend: `auto` (the one that suits the matrix, of those installed), `lapx` or `scipy`. All find the same total.
+
+        overwrite: a float64 array may be used up, which saves a copy of it.
 
     Returns:
         int64 array of shape (n,).
@@ -55,7 +57,7 @@ def linear_assignment(similarity: ArrayLike, backend: str = "auto") -> NDArray[n
     share = len(np.unique(best)) / len(matrix)
     if share == 1:
         return np.asarray(best, dtype=np.int64)
-    cost = np.negative(matrix, out=None if matrix is given else matrix)  # of a converted matrix, no second copy
+    cost = np.negative(matrix, out=None if matrix is given and not overwrite else matrix)
     if backend == "scipy" or (backend == "auto" and share < _EASY) or not _has_lapx():
         return np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
     import lap

@@ -110,7 +110,7 @@ def _plain(group: Group, similarities: Similarities, stickiness: float) -> Tenso
         return torch.arange(group.size)
     alike = found.to(torch.float64, copy=True)  # in float32 a small bonus would be rounded away
     alike.diagonal().add_(stickiness)
-    return _assign(alike)
+    return torch.from_numpy(linear_assignment(alike.numpy(), overwrite=True))
 
 
 def _structured(group: Group, similarities: Similarities, stickiness: float) -> Tensor:

@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("script", "words"),
     [
+        ("attention.py", "activations"),
         ("barrier.py", "| MLP | the two nets |"),
         ("first_merge.py", "holds  first merge, iid"),
         ("overhead.py", "resnet20, ring of 5"),
+        ("weight_matching.py", "beyond identity"),
     ],
 )
 def test_it_runs_and_prints_its_table(script: str, words: str) -> None:
