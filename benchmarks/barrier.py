@@ -1,6 +1,6 @@
 """What stands between two nets trained apart: loss barrier and midpoint, by how they are aligned and calibrated.
 
-    python benchmarks/barrier.py            two MLPs, two ResNet-20 of width 4: about 20 minutes on two cores
+    python benchmarks/barrier.py            two MLPs, two ResNet-20 of width 4: about 25 minutes on two free cores
     python benchmarks/barrier.py --smoke    tiny nets on generated images, no claim
     python benchmarks/barrier.py --data FILE.npz    images of another file
 
