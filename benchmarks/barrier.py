@@ -10,8 +10,8 @@ batch norms reset (ResNet-20) or REPAIR (the MLP has no batch norm), on test ima
 no part in the matching. Checked, for both pairs:
 
 1. each matching lowers the barrier below that of the nets as they are, test and training, calibrated or not.
-2. calibrated, the barrier on training images after each matching is lower still. On test images it need not be: an
-   average that is not calibrated is less sure of itself, and where the nets are too sure, the loss rewards that.
+2. calibrated, the barrier after each matching is lower still. It fails on test images for the MLP matched by weights and
+   straight through (docs/alignment.md says why), so the whole run ends with 1.
 
 The table goes to stdout as markdown, the numbers and pictures to benchmarks/results/. Trained nets are kept there and
 used again by the same settings, so that what was stopped goes on. Exit code 1 when a check fails.
@@ -255,9 +255,10 @@ def run(pairs: tuple[Pair, ...], data: Path, results: Path, processes: int) -> d
                     one, naive = (curves[each, kind, where].height for each in (how, "naive"))
                     words = f"{pair.name}, {kind}, {where}: {MATCHINGS[how]} {one:.3f} below {naive:.3f}"
                     checks[words] = one < naive
-            plain, right = (curves[how, kind, "training"].height for kind in kinds)
-            words = f"{pair.name}, training, {MATCHINGS[how]}: {pair.calibration} {right:.3f} below {plain:.3f}"
-            checks[words] = right < plain
+            for where in ("training", "test"):
+                plain, right = (curves[how, kind, where].height for kind in kinds)
+                words = f"{pair.name}, {where}, {MATCHINGS[how]}: {pair.calibration} {right:.3f} below {plain:.3f}"
+                checks[words] = right < plain
         plot_barriers(
             {
                 f"{MATCHINGS[how]}{'' if kind == 'plain' else ', ' + kind}": curves[how, kind, "test"]
