@@ -10,8 +10,8 @@ batch norms reset (ResNet-20) or REPAIR (the MLP has no batch norm), on test ima
 no part in the matching. Checked, for both pairs:
 
 1. each matching lowers the barrier below that of the nets as they are, test and training, calibrated or not.
-2. calibrated, the barrier after each matching is lower still. It fails on test images for the MLP matched by weights and
-   straight through (docs/alignment.md says why), so the whole run ends with 1.
+2. calibrated, the barrier after each matching is lower still. It fails on test images for the MLP matched by weights
+   and straight through (docs/alignment.md says why), so the whole run ends with 1.
 
 The table goes to stdout as markdown, the numbers and pictures to benchmarks/results/. Trained nets are kept there and
 used again by the same settings, so that what was stopped goes on. Exit code 1 when a check fails.
