@@ -1,9 +1,11 @@
-"""Write a file so that a reader sees the old one or the new one, never half, also after a power cut."""
+"""Files: written so that a reader sees the old one or the new one, also after a power cut; names that can be none."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from dimat.errors import UsageError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -28,3 +30,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def check_name(path: Path, what: str) -> None:
+    """Raise UsageError where the system knows no file by such a name, whether there is one or not.
+
+    Args:
+        path: the name.
+        what: what it names, for the message.
+
+    >>> check_name(Path("nowhere") / "model.safetensors", "model")
+    >>> check_name(Path("m" * 1000), "model")
+    Traceback (most recent call last):
+    dimat.errors.UsageError: model mmmmmmmmmmmmmmmmmmmmmmmmmmmmmm... cannot be looked for: File name too long
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, links in a circle, a folder that may not be entered; a NUL
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        told = str(path) if len(str(path)) < 200 else f"{str(path)[:30]}..."
+        told = told if told.isprintable() else repr(told)
+        raise UsageError(f"{what} {told} cannot be looked for: {why}") from None

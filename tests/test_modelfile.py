@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dimat.errors import DimatError, SchemaError, UsageError
-from dimat.modelfile import fit, open_model, same_architecture, write_model
+from dimat.modelfile import fit, lay_out, open_model, same_architecture, write_model, write_streamed
 from dimat.modelfile.fit import build_model, read_tensors, tied_names
 from dimat.modelfile.header import DTYPES, parse_header
 from dimat.modelfile.write import check_out
@@ -115,7 +117,7 @@ def test_writing_leaves_no_trace_when_it_fails(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dimat.modelfile.write._write_tensor", full)
+    monkeypatch.setattr("dimat.modelfile.pieces.write_entries", full)
     with pytest.raises(DimatError, match="No space left on device"):
         write_model(path, {"a": torch.zeros(3)})
     assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
@@ -304,7 +306,7 @@ def test_a_failure_leaves_no_half_folder(folder: Path, tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dimat.modelfile.write._write_tensor", full)
+    monkeypatch.setattr("dimat.modelfile.pieces.write_entries", full)
     with pytest.raises(DimatError, match="No space left on device"):
         write_model(tmp_path / "out", {"a": torch.zeros(3)}, like=open_model(folder))
     assert {path.name for path in tmp_path.iterdir()} == {"hf"}
@@ -490,3 +492,79 @@ def test_factories_that_do_not_work_are_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             build_model(name)
     assert build_model(f"{tmp_path}/own.py:half").weight.dtype == torch.float32
+
+
+# ---- pieces
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_tensors_in_pieces_give_the_bytes_of_whole_ones(data: st.DataObject) -> None:
+    shapes = {"a": (5, 3), "b": (), "c": (0, 2), "d": (7,)}
+    tensors = {
+        name: torch.arange(float(torch.Size(shape).numel()))
+        .reshape(shape)
+        .to(data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.uint8])))
+        for name, shape in shapes.items()
+    }
+    is_folder = data.draw(st.booleans())
+    layout = lay_out(
+        {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()},
+        is_folder=is_folder,
+        shard_bytes=data.draw(st.integers(1, 200)),
+    )
+    pieces: list[Tensor] = []
+    for name in layout.names:
+        entries = tensors[name].reshape(-1)
+        cuts = data.draw(st.sets(st.integers(1, len(entries) - 1))) if len(entries) > 1 else set()
+        pieces += torch.tensor_split(entries, sorted(cuts))
+    with tempfile.TemporaryDirectory() as folder:
+        like = Path(folder, "like")
+        like.mkdir()
+        (like / "config.json").write_text("{}")
+        write_model(like / "model.safetensors", {"x": torch.zeros(1)})
+        out = Path(folder, "out" if is_folder else "out.safetensors")
+        write_streamed(out, layout, iter(pieces), {}, like=open_model(like) if is_folder else None)
+        again = open_model(out)
+        assert list(again.tensors) == layout.names or len(layout.files) > 1
+        for name, tensor in again.read_all().items():
+            assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
+        assert len(list(out.glob("*.safetensors")) if is_folder else [out]) == len(layout.files)
+
+
+def test_pieces_that_do_not_fill_what_was_announced_are_a_mistake(tmp_path: Path) -> None:
+    layout = lay_out({"a": (torch.float32, (4,))}, is_folder=False)
+    for pieces in ([torch.zeros(3), torch.zeros(2)], [torch.zeros(4), torch.zeros(1)], [torch.zeros(4).double()]):
+        with pytest.raises(AssertionError):
+            write_streamed(tmp_path / "out.safetensors", layout, pieces, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_things_is_never_replaced(folder: Path, tmp_path: Path) -> None:
+    model = open_model(folder)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="a folder of other things"):
+        check_out(home, is_folder=True, inputs=(model,), overwrite=True)
+    (tmp_path / "empty").mkdir()
+    check_out(tmp_path / "empty", is_folder=True, inputs=(model,), overwrite=False)
+
+
+def test_a_folder_that_cannot_be_replaced_stays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    really = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return really(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    layout = lay_out({"a": (torch.float32, (4,))}, is_folder=True)
+    with pytest.raises(DimatError, match="Input/output error"):
+        write_streamed(out, layout, [torch.zeros(4)], {}, like=open_model(folder))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "out"}

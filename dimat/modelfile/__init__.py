@@ -11,16 +11,20 @@ of a tensor's byte range, never mapped, so that what a program holds is what it 
 from dimat.modelfile.fit import Fit, build_model, fit, same_architecture
 from dimat.modelfile.header import StoredTensor
 from dimat.modelfile.model import ModelFile, open_model
-from dimat.modelfile.write import check_out, write_model
+from dimat.modelfile.pieces import Layout, lay_out
+from dimat.modelfile.write import check_out, write_model, write_streamed
 
 __all__ = [
     "Fit",
+    "Layout",
     "ModelFile",
     "StoredTensor",
     "build_model",
     "check_out",
     "fit",
+    "lay_out",
     "open_model",
     "same_architecture",
     "write_model",
+    "write_streamed",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,10 @@ def read_header(path: Path) -> Header:
         UsageError: the file cannot be read, or is damaged.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody who writes to it
+            raise UsageError(f"file {path} cannot be read: it is a pipe or a device, expected a file on a disk")
         with path.open("rb") as file:
-            status = path.stat()
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > status.st_size - 8:
