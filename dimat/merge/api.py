@@ -12,26 +12,24 @@ A state is a mapping of tensors, scalars among them as 0-d tensors, so that any 
 A *method* is a function whose keyword-only arguments are its options and that returns a `Fold`:
 
     @merge_method
-    def mean() -> Fold: ...
+    def mean(*, normalize: bool = True) -> Fold: ...
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
-from dimat.errors import ConfigError, PluginError
-from dimat.plugins import closest, resolve
+from dimat.merge.survey import Survey
 
 State = Mapping[str, torch.Tensor]
 
 
 class Absorb(Protocol):
-    """Take in one model's tensor `x` with weight `w`."""
+    """Take in (or, as `Fold.remove`, take out again) one model's tensor `x` with weight `w`."""
 
     def __call__(
         self,
@@ -42,7 +40,17 @@ class Absorb(Protocol):
         stats: Mapping[str, torch.Tensor] | None = None,
         survey: Mapping[str, torch.Tensor] | None = None,
     ) -> State:
-        """Return the state that has `x` in it; the one passed in is not changed."""
+        """Return the state that has `x` in it; the one passed in is not changed.
+
+        Args:
+            state: what `init`, `absorb` or `combine` returned.
+            x: the model's tensor, in the model's dtype (floats of 8 bits come as float32): widen it before adding.
+            base: the same tensor of the common ancestor, for folds with `needs_base`; else None.
+            w: the model's weight, finite.
+            stats: the model's statistics of this tensor by kind, shaped like `x`, for folds with `stats`.
+            survey: what was found before: the results of `Fold.survey`, and for folds with `digests` also `digest`
+                (32 bytes, uint8) and `offset` (0-d int64, position of the first entry of `x` in its whole tensor).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Fold:
     absorb: Absorb
     combine: Callable[[State, State], State]
     finish: Callable[[State, torch.Tensor | None, Mapping[str, float]], torch.Tensor]
+    remove: Absorb | None = None
+    """Take a model out again, for additive folds: remove(absorb(state, x, ...), x, ...) is state up to rounding."""
     needs_base: bool = False
     """Whether the models' common ancestor takes part (as in task vectors)."""
     commutative: bool = True
@@ -61,68 +71,26 @@ class Fold:
     """linear: the state holds every model (a median), so that streams and ledgers refuse it by name."""
     stats: tuple[str, ...] = ()
     """Statistics each model must bring along (Fisher, Gram)."""
+    elementwise: bool = False
+    """Whether entry i of the result depends on the entries i alone, given survey and scalars: then a tensor may be
+    folded in slices. Every entry of the state then has the shape of `x` or is 0-d."""
+    survey: Survey | None = None
+    """What must be known of a whole model, or a whole tensor, before its entries are absorbed (a top-k threshold)."""
+    digests: bool = False
+    """Whether `absorb` gets the model's digest and the slice's offset in its survey (a random stream per model)."""
+    measure: Callable[[State], Mapping[str, float]] | None = None
+    """Numbers of one tensor's state that, summed over all tensors, `finish` gets as scalars (a squared norm)."""
+    norms: bool = False
+    """Whether `finish` gets `mean_norm`: the weighted mean over models of ||model - base||, over all tensors."""
+    tailor: Callable[[str, tuple[int, ...]], Fold] | None = None
+    """The fold of one tensor by name and shape, where a method treats tensors differently (OPCM projects matrices).
+    `survey` with scope model, `measure`, `norms` and `digests` are read from the untailored fold."""
 
+    @property
+    def needs_scalars(self) -> bool:
+        """Whether every tensor's state must be known before the first tensor can be read out."""
+        return self.norms or self.measure is not None
 
-Method = Callable[..., Fold]
-
-METHODS: dict[str, Method] = {}
-"""The built-in methods by the name users type; filled by `merge_method`."""
-
-
-def merge_method(method: Method) -> Method:
-    """Register a built-in method under its function name; its keyword-only arguments are its options."""
-    METHODS[method.__name__] = method
-    return method
-
-
-def options_of(method: Method) -> dict[str, inspect.Parameter]:
-    """The options of a method: its keyword-only arguments.
-
-    >>> from dimat.merge.mean import mean
-    >>> options_of(mean)
-    {}
-    """
-    parameters = inspect.signature(method).parameters.values()
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def find_method(name: str) -> Method:
-    """The method that `name` stands for: built-in, entry point `dimat.merges`, `module:function` or `file.py:function`.
-
-    Raises:
-        PluginError: nothing answers to the name, or what does is not callable.
-    """
-    import dimat.merge.mean  # noqa: F401  registering is what the import is for
-
-    method = resolve("merge method", name, METHODS, group="dimat.merges")
-    if not callable(method):
-        raise PluginError(
-            f"merge method {name!r} is a {type(method).__name__}, expected a function that returns a Fold"
-        )
-    found: Method = method
-    return found
-
-
-def make_fold(name: str, options: Mapping[str, Any] | None = None) -> Fold:
-    """The fold `name` with its options bound.
-
-    Raises:
-        PluginError: no such method, or it does not return a `Fold`.
-        ConfigError: an option the method does not have (the closest is named), or a value that it refuses.
-    """
-    method = find_method(name)
-    options = dict(options or {})
-    known = options_of(method)
-    for key in options:
-        if key not in known:
-            near = closest(key, known)
-            exists = f"its options: {', '.join(known)}" if known else "it has no options"
-            did_you_mean = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(f"merge method {name!r} has no option {key!r}.{did_you_mean} {exists}")
-    try:
-        fold = method(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"merge method {name!r} refuses its options {options}: {error}") from error
-    if not isinstance(fold, Fold):
-        raise PluginError(f"merge method {name!r} returned a {type(fold).__name__}, expected a dimat.merge.Fold")
-    return fold
+    def of(self, name: str, shape: tuple[int, ...]) -> Fold:
+        """The fold of the tensor `name`."""
+        return self if self.tailor is None else self.tailor(name, shape)

@@ -17,7 +17,8 @@ def test_it_is_the_weighted_mean(weights: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     tensors = [rng.normal(size=(3, 4)) for _ in weights]
     merged = fold("mean", [{"w": torch.tensor(t)} for t in tensors], weights=weights)["w"].numpy()
-    np.testing.assert_allclose(merged, np.average(tensors, axis=0, weights=weights), rtol=1e-12)
+    # relative to what was summed: where the terms cancel, the last bit of each is many times the last bit of the sum
+    np.testing.assert_allclose(merged, np.average(tensors, axis=0, weights=weights), rtol=1e-12, atol=1e-14)
 
 
 def test_one_model_comes_back_bit_for_bit() -> None:
@@ -34,8 +35,9 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 
 def test_counters_are_not_averaged() -> None:
-    merged = fold("mean", [{"n": torch.tensor(3)}, {"n": torch.tensor(8)}])
-    assert merged["n"].item() == 3
+    for counts in ((3, 8), (8, 3)):  # the largest, whoever comes first
+        merged = fold("mean", [{"n": torch.tensor(count)} for count in counts])
+        assert merged["n"].item() == 8
 
 
 def test_inputs_are_left_alone() -> None:

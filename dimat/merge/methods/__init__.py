@@ -1,0 +1,1 @@
+"""The built-in merge methods, a family to a file, each named as users type it."""
