@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ from dimat import messages
 from dimat.errors import TransportError
 from dimat.messages import ITEM_SIZES
 from dimat.proto.v1 import coordinator_pb2, tensors_pb2
+from dimat.transport import continual
 from dimat.transport.grpc import convert
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
 
 SUMMARY = messages.RoundSummary(3, 0.9, 0.8, 0.7, 1.5, 3.0, 0.5, 0.51, 0.2, 5, 1)
 MEMBER = messages.Member(2, "h:1", "running", 3, "wait", "for 1", 0.5, {"loss": 0.5}, 10, {"7": 10})
+ENTRY = continual.LedgerEntry("a", "0" * 64, 3, 0.5, 1.5, "2026-01-01T00:00:00", "anna", -0.25, 4, 0.5)
 VALUES = [
     messages.TensorSpec("w", "bfloat16", (2, 0)),
     messages.Schema((messages.TensorSpec("w", "bool", ()), messages.TensorSpec("v", "int8", (1,))), "0123"),
@@ -51,6 +53,17 @@ VALUES = [
     SUMMARY,
     messages.View(7, "stopping", 2, 9, "target reached", (messages.Member(0), MEMBER), SUMMARY),
     messages.View(0, "forming"),
+    continual.Offer(
+        "0" * 64, (messages.TensorSpec("w", "bool", ()),), (bytes(32),), "a", -0.5, "anna", "session", protocol=7
+    ),
+    ENTRY,
+    replace(ENTRY, cosine=None),
+    continual.SubmitAnswer("receiving", 7),
+    continual.SubmitAnswer("present", 8, 2, ENTRY),
+    continual.LedgerStatus(
+        "opcm", "{}", "1" * 64, 2, 100, (ENTRY, replace(ENTRY, cosine=0.0)), 5, 7, "weights", 0.5, 2
+    ),
+    continual.Merged("2" * 64, (messages.TensorSpec("w", "float64", (2, 0)),), (bytes(32),), 3, 2, {"format": "pt"}),
 ]
 
 

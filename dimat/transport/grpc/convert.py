@@ -18,7 +18,8 @@ from google.protobuf.message import Message
 from dimat import messages
 from dimat.errors import PayloadError, TransportError
 from dimat.messages import PROTOCOL_VERSION, Header, Payload, Schema, TensorSpec
-from dimat.proto.v1 import coordinator_pb2, peer_pb2, tensors_pb2
+from dimat.proto.v1 import continual_pb2, coordinator_pb2, peer_pb2, tensors_pb2
+from dimat.transport import continual
 
 T = TypeVar("T")
 
@@ -34,6 +35,11 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     messages.Member: coordinator_pb2.Member,
     messages.RoundSummary: coordinator_pb2.RoundSummary,
     messages.View: coordinator_pb2.View,
+    continual.Offer: continual_pb2.Offer,
+    continual.SubmitAnswer: continual_pb2.SubmitAnswer,
+    continual.LedgerEntry: continual_pb2.LedgerEntry,
+    continual.LedgerStatus: continual_pb2.LedgerStatus,
+    continual.Merged: continual_pb2.Merged,
 }
 """Which protobuf message each dataclass becomes."""
 _DATACLASSES = {message.DESCRIPTOR.full_name: kind for kind, message in MESSAGES.items()}

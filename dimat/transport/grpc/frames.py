@@ -46,8 +46,8 @@ def take_frame(receiver: Receiver, frame: bytes) -> None:
     Raises:
         PayloadError: it is no frame, or the receiver refuses what it holds.
     """
-    if frame[:1] == b"\x11":
-        position, start = _read_prefix(frame)
+    if is_data_frame(frame):
+        position, start = read_data_frame(frame)
         receiver.take(position, memoryview(frame)[start:])
         return
     try:
@@ -59,8 +59,17 @@ def take_frame(receiver: Receiver, frame: bytes) -> None:
     receiver.announce(*convert.announced(message.announcement, receiver.fetch.into.schema))
 
 
-def _read_prefix(frame: bytes) -> tuple[int, int]:
-    """Position of a data frame's bytes in the sequence, and where they begin in the frame."""
+def is_data_frame(frame: bytes) -> bool:
+    """Whether a frame begins as data frames do."""
+    return frame[:1] == b"\x11"
+
+
+def read_data_frame(frame: bytes) -> tuple[int, int]:
+    """Position of a data frame's bytes in the sequence, and where they begin in the frame.
+
+    Raises:
+        PayloadError: the frame does not hold what its prefix says.
+    """
     if len(frame) > _PREFIX.size:
         _, position, tag = _PREFIX.unpack_from(frame)
         length, start = 0, _PREFIX.size

@@ -31,6 +31,7 @@ class GrpcServer:
         port: 0 lets the system choose.
         advertise: HOST or HOST:PORT that others dial, where it differs from `bind`.
         insecure: allow plain text beyond loopback.
+        max_message_bytes: messages above are refused unread.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class GrpcServer:
         port: int = 0,
         advertise: str | None = None,
         insecure: bool = False,
+        max_message_bytes: int = options.MAX_MESSAGE_BYTES,
     ) -> None:
         self._services = services
         self._bind = bind
         self._port = port
         self._advertise = advertise
         self._insecure = insecure
+        self._max_message_bytes = max_message_bytes
         self._loop: LoopThread | None = None
         self._server: grpc.aio.Server | None = None
         self._health: Any = None
@@ -82,7 +85,9 @@ class GrpcServer:
             loop.release()
 
     async def _start(self) -> int:
-        server = grpc.aio.server(options=options.SERVER)
+        server = grpc.aio.server(
+            options=(*options.SERVER, ("grpc.max_receive_message_length", self._max_message_bytes))
+        )
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, dict(methods)) for name, methods in self._services.items())
         )
