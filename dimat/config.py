@@ -5,9 +5,10 @@ There is one way in: a YAML file (or nothing: the embedded default) and `-s key=
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dimat.errors import ConfigError
 from dimat.plugins import closest
+
+MISSPELT = 0.7
+"""Likeness (difflib's ratio) from which a key under `merge:` is taken for a misspelt one, not for a method's option."""
 
 
 class Part(BaseModel):
@@ -87,7 +91,8 @@ class MergeConfig(Part):
     """How neighbours become one."""
 
     method: str = "mean"
-    """A registered fold: `dimat methods` lists them."""
+    """A registered fold (`dimat methods` lists them), `package.module:function` or `file.py:function`. One with a base
+    takes each agent's own model after its last merge for it."""
     align: Literal["none", "weights", "activations"] = "activations"
     """What permutations are found by."""
     basis: Literal["agree", "adopt", "each_round"] = "agree"
@@ -104,7 +109,20 @@ class MergeConfig(Part):
     final: Literal["none", "complete"] = "none"
     """complete: one merge over the complete graph at the end."""
     options: dict[str, Any] = {}
-    """Keyword options of the fold."""
+    """Options of the method: `dimat methods NAME` lists them. They may as well stand beside `method`, one by one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        """Other keys than these are the method's options, which it checks itself; near misses of these are not."""
+        if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
+            return values
+        own = [str(key) for key in values if key not in cls.model_fields and not _misspelt(str(key), cls.model_fields)]
+        for key in own:
+            if key in values.get("options", {}):
+                raise ValueError(f"the option {key!r} stands twice: beside method, and under options")
+        kept = {key: value for key, value in values.items() if key not in own}
+        return {**kept, "options": {**values.get("options", {}), **{key: values[key] for key in own}}} if own else kept
 
 
 class ExchangeConfig(Part):
@@ -230,12 +248,13 @@ def _with_absolute_paths(config: RunConfig, folders: Sequence[Path]) -> RunConfi
     }
     if isinstance(task.model, str) and is_file(task.model):
         found["model"] = absolute(task.model)
-    graph = config.topology.graph
+    graph, method = config.topology.graph, config.merge.method
     init = config.init
     return config.model_copy(
         update={
             "task": task.model_copy(update=found),
             "topology": config.topology.model_copy(update={"graph": absolute(graph) if is_file(graph) else graph}),
+            "merge": config.merge.model_copy(update={"method": absolute(method) if is_file(method) else method}),
             "init": init if init in ("same", "different") else absolute(init),
         }
     )
@@ -295,6 +314,10 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
         return f"{where}: got {given!r}, expected a group of keys: {', '.join(_keys_at(path))}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}, got {given!r}" if where else message
+
+
+def _misspelt(key: str, known: Iterable[str]) -> bool:
+    return bool(difflib.get_close_matches(key, list(known), n=1, cutoff=MISSPELT))
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:

@@ -49,6 +49,7 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[None]:
     parent = yield from _fetch_from_parent(agent, 0, clock)
     if parent is not None:
         load_into(agent.model, parent)
+        agent.remember_base()
     with clock("publish"):
         agent.publish("basis", 0)
     agent.basis_settled = True
@@ -84,9 +85,11 @@ def match(agent: Agent, neighbour: StateDict, moves: Literal["self", "neighbour"
 
 
 def permute_agent(agent: Agent, perms: Mapping[str, torch.Tensor]) -> None:
-    """Renumber the agent's own hidden units: weights, running statistics and optimiser state; its function stays."""
+    """Renumber the agent's own hidden units: weights, running statistics, optimiser state, base; its function stays."""
     assert agent.spec is not None
     load_into(agent.model, agent.spec.apply(copy_of(agent.model), perms))
+    if agent.base is not None:
+        agent.base = dict(agent.spec.apply(agent.base, perms))
     with torch.no_grad():
         for key in {key for state in agent.optimizer.state.values() for key in state}:
             moving = {

@@ -48,11 +48,20 @@ def build_task(config: RunConfig) -> Any:
 
 
 def build_method(config: RunConfig) -> Fold:
-    """The fold of a run, its options checked."""
+    """The fold of a run, its options checked.
+
+    Raises:
+        PluginError: no method has that name; the closest is named.
+        ConfigError: an option that the method does not have, a value that it refuses, or statistics that it needs.
+    """
     method = make_fold(config.merge.method, config.merge.options)
-    if method.needs_base or method.stats:
-        needs = "a base model" if method.needs_base else f"statistics ({', '.join(method.stats)})"
-        raise ConfigError(f"merge.method {config.merge.method!r} needs {needs}, which agents do not exchange yet")
+    if method.stats:
+        raise ConfigError(
+            f"merge.method {config.merge.method!r} needs {' and '.join(method.stats)} statistics of each model, and "
+            "agents exchange models alone",
+            hint="take a method without statistics (`dimat methods` says what each needs), or merge the agents' "
+            "checkpoints afterwards: dimat merge",
+        )
     return method
 
 
@@ -69,6 +78,7 @@ def build_agent(
         AlignmentError: the model's permutation groups cannot be found or do not verify.
     """
     torch.set_num_threads(config.threads)
+    method = build_method(config)  # a misspelt option is told before any data is read
     task = build_task(config)
     seed_all(derive_seed(config.seed, "data", agent))
     loader = task.data(agent, config.agents, config.seed)
@@ -81,7 +91,7 @@ def build_agent(
     spec = find_groups(model, own_samples) if aligns else None
     seed_all(derive_seed(config.seed, "train", agent))
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
-    return Agent(
+    made = Agent(
         id=agent,
         config=config,
         folder=folder,
@@ -95,13 +105,15 @@ def build_agent(
         probe=probe_batches(task, "shared") if config.merge.probe == "shared" else own_samples,
         own_samples=own_samples,
         topology=build_topology(config),
-        method=build_method(config),
+        method=method,
         transport=make_transport(schema),
         start=capture(loader),
         spare=copy.deepcopy(model) if aligns or config.merge.calibrate == "repair" else None,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
         basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
     )
+    made.remember_base()
+    return made
 
 
 def find_groups(model: torch.nn.Module, samples: list[tuple[Any, ...]]) -> PermutationSpec:

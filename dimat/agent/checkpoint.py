@@ -1,6 +1,7 @@
 """An agent's own checkpoint: everything that the next round depends on, and nothing else.
 
     checkpoints/<agent>/<round>.safetensors    weights as `model.<name>`, optimiser tensors as `optimizer.<index>.<key>`
+                                               and the base of the next merge as `base.<name>` where it is another model
     checkpoints/<agent>/<round>.json           counters, the optimiser's numbers, random streams
 
 The JSON is written last and names the round complete; both are written beside, fsynced and renamed. No pickle.
@@ -34,6 +35,8 @@ class Checkpoint:
     """As `Optimizer.state_dict()`."""
     randomness: Randomness
     basis_settled: bool
+    base: dict[str, torch.Tensor] | None = None
+    """What the next merge takes for the models' ancestor; None where that is `model`, or the method has none."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -41,6 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Clones: tied parameters share memory, which the format refuses.
     tensors = {f"model.{name}": tensor.clone().contiguous() for name, tensor in checkpoint.model.items()}
+    tensors |= {f"base.{name}": tensor.clone().contiguous() for name, tensor in (checkpoint.base or {}).items()}
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in checkpoint.optimizer["state"].items():
         for key, value in state.items():
@@ -87,10 +91,13 @@ def load_checkpoint(folder: Path, round: int) -> Checkpoint:
         raise DimatError(f"checkpoint {path} cannot be read: {error}", hint=hint) from error
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["numbers"].items()}
     model: dict[str, torch.Tensor] = {}
+    base: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         owner, _, rest = name.partition(".")
         if owner == "model":
             model[rest] = tensor
+        elif owner == "base":
+            base[rest] = tensor
         else:
             index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor
@@ -100,6 +107,7 @@ def load_checkpoint(folder: Path, round: int) -> Checkpoint:
         optimizer={"state": state, "param_groups": record["optimizer"]["param_groups"]},
         randomness=Randomness.from_json(record["randomness"]),
         basis_settled=record["basis_settled"],
+        base=base or None,
     )
 
 

@@ -74,6 +74,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
             recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
         elif config.merge.calibrate == "repair":
             repair_merged(agent, mine, states, gathered.weights)
+    agent.remember_base()
     with clock("evaluate"):
         after = agent.task.evaluate(agent.model)
     with clock("sketch"):
@@ -89,10 +90,13 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
 def fold_neighbourhood(
     agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]
 ) -> dict[str, torch.Tensor]:
-    """Fold this agent and its neighbours by the run's method, sorted by agent id: float addition is not associative."""
+    """Fold this agent and its neighbours by the run's method, sorted by agent id.
+
+    Float addition is not associative, and some methods depend on the order. A method with a base gets this agent's own.
+    """
     models = {agent.id: mine, **others}
     order = sorted(models)
-    merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order])
+    merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order], agent.base)
     # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
     return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}
 

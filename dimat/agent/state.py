@@ -22,7 +22,7 @@ from dimat.config import RunConfig
 from dimat.merge import Fold
 from dimat.messages import Header, Payload, Schema
 from dimat.snapshot.encode import encode
-from dimat.statedict import load_into
+from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology
 from dimat.transport.base import Buffer, Fetch, Transport
 
@@ -56,6 +56,9 @@ class Agent:
     spare: torch.nn.Module | None = None
     """A second module of the same shape in which other weights than the agent's are run on samples."""
     basis_settled: bool = False
+    base: dict[str, torch.Tensor] | None = None
+    """For methods with a base: this agent's own model after its last merge, before the first one as it started, in its
+    present basis. So nothing more than models travels. None for other methods."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
 
@@ -85,6 +88,11 @@ class Agent:
             return dict.fromkeys(range(self.config.agents), 1.0 / self.config.agents)
         return self.topology.weights(self.id, round - 1)
 
+    def remember_base(self) -> None:
+        """Take the model as it is now for the base of the next merge, where the method has one."""
+        if self.method.needs_base or self.method.norms:
+            self.base = copy_of(self.model)
+
     def publish(self, kind: str, round: int) -> Payload:
         """Freeze a copy of the model and let readers fetch it from now on."""
         payload = encode(self.model.state_dict(), Header(kind=kind, round=round, agent=self.id))
@@ -109,6 +117,7 @@ class Agent:
             optimizer=self.optimizer.state_dict(),
             randomness=capture(self.loader),
             basis_settled=self.basis_settled,
+            base=None if self.merges(round) else self.base,  # after a merge it is the model itself
         )
         save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter * self.config.merge.every + 2)
 
@@ -125,4 +134,7 @@ class Agent:
         load_into(self.model, checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled
+        self.remember_base()
+        if self.base is not None and checkpoint.base is not None:
+            self.base = checkpoint.base
         restore(checkpoint.randomness, self.loader)

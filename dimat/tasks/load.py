@@ -50,6 +50,26 @@ def load_task(
     >>> type(load_task("digits", partition={"scheme": "classes"})).__name__
     'DigitsTask'
     """
+    task = make_task(name, model=model, data=data, partition=partition, batch_size=batch_size, options=options)
+    require_methods(task, name)
+    assert isinstance(task, Task)
+    return task
+
+
+def make_task(
+    name: str,
+    *,
+    model: str | Mapping[str, Any] = "cnn",
+    data: str | None = None,
+    partition: str | Mapping[str, Any] = "iid",
+    batch_size: int = 32,
+    options: Mapping[str, Any] | None = None,
+) -> object:
+    """`load_task` for those who need fewer methods than an agent does, and check for these themselves.
+
+    Raises:
+        PluginError, TaskError: see `load_task`.
+    """
     factory = plugins.resolve("task", name, BUILTIN, group=ENTRY_POINTS)
     if not callable(factory):
         raise TaskError(
@@ -58,14 +78,11 @@ def load_task(
     configured = {"model": model, "data": data, "partition": partition, "batch_size": batch_size}
     arguments = _arguments(name, factory, configured, dict(options or {}))
     try:
-        task = factory(**arguments)
+        return factory(**arguments)
     except DimatError:
         raise
     except Exception as error:
         raise TaskError(f"task {name} could not be made: {type(error).__name__}: {error}") from error
-    require_methods(task, name)
-    assert isinstance(task, Task)
-    return task
 
 
 def _arguments(

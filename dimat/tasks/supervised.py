@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,24 +107,33 @@ class SupervisedTask(ABC):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`accuracy` (share of test samples that are classified rightly) and `loss` (mean cross-entropy)."""
+        num_right, total_loss = 0, 0.0
+        for logits, y in self._judged(model):
+            num_right += int((logits.argmax(1) == y).sum())
+            total_loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        num_samples = len(self.dataset().y_test)
+        return {"accuracy": num_right / num_samples, "loss": total_loss / num_samples}
+
+    def correct(self, model: nn.Module) -> Tensor:
+        """Which test samples are classified rightly: (num_samples,) bool, in the order of the data."""
+        return torch.cat([logits.argmax(1) == y for logits, y in self._judged(model)]).cpu()
+
+    def _judged(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of the test samples, batch by batch; leaves the model's modes as they were."""
         dataset = self.dataset()
         device = next(model.parameters()).device
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
-        num_right, total_loss = 0, 0.0
         try:
-            with torch.no_grad():
-                for start in range(0, len(dataset.y_test), _TEST_BATCH):
-                    rows = slice(start, start + _TEST_BATCH)
-                    x, y = dataset.scaling.apply(dataset.x_test[rows]).to(device), dataset.y_test[rows].to(device)
+            for start in range(0, len(dataset.y_test), _TEST_BATCH):
+                rows = slice(start, start + _TEST_BATCH)
+                x, y = dataset.scaling.apply(dataset.x_test[rows]).to(device), dataset.y_test[rows].to(device)
+                with torch.no_grad():
                     logits = model(x)
-                    num_right += int((logits.argmax(1) == y).sum())
-                    total_loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+                yield logits, y
         finally:
             for module, mode in modes:
                 module.training = mode
-        num_samples = len(dataset.y_test)
-        return {"accuracy": num_right / num_samples, "loss": total_loss / num_samples}
 
     def probe(self) -> list[Tensor]:
         """At most 512 samples of this agent's own shard, in equal batches; the same on every call."""

@@ -1,6 +1,7 @@
 """A checkpoint holds everything that the next round depends on, and comes back bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,18 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, name: str) 
     for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
     assert found.basis_settled
+
+
+def test_the_base_of_the_next_merge_comes_back_where_it_is_another_model(tmp_path: Path) -> None:
+    model, optimizer = trained("SGD")
+    base = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    save_checkpoint(tmp_path, replace(checkpoint(1, model, optimizer), base=base), keep=2)
+    save_checkpoint(tmp_path, checkpoint(2, model, optimizer), keep=2)
+    found = load_checkpoint(tmp_path, 1)
+    assert found.base is not None
+    assert found.base.keys() == found.model.keys() == base.keys()
+    assert all(torch.equal(found.base[name], tensor) for name, tensor in base.items())
+    assert load_checkpoint(tmp_path, 2).base is None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

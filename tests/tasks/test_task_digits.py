@@ -51,6 +51,7 @@ def test_evaluation_is_accuracy_and_mean_cross_entropy_over_the_whole_test_set()
         logits = model.eval()(data.x_test.float() / 8 - 1)
     assert result["accuracy"] == pytest.approx(float((logits.argmax(1) == data.y_test).double().mean()))
     assert result["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, data.y_test)), rel=1e-5)
+    assert torch.equal(task.correct(model), logits.argmax(1) == data.y_test)
 
 
 def test_modes_are_put_back_when_the_model_fails() -> None:
