@@ -16,8 +16,12 @@ ROOT = Path(__file__).parents[2]
     ("script", "words"),
     [
         ("attention.py", "activations"),
+        ("batch.py", "mergekit: absent, not compared"),
         ("barrier.py", "| MLP | the two nets |"),
+        ("continual.py", "| OPCM |"),
+        ("continual_kill.py", "holds   every state has the same bits"),
         ("first_merge.py", "holds  first merge, iid"),
+        ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),
         ("weight_matching.py", "beyond identity"),
     ],
