@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/dimat run --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -14,6 +14,8 @@ LIGHT = [
     "dimat.transport.base",
     "dimat.transport.memory",
     "dimat.transport.grpc",
+    "dimat.transport.grpc.continual_client",
+    "dimat.transport.grpc.continual_server",
     "dimat.coordinator",
     "dimat.coordinator.service",
     "dimat.cli.app",
