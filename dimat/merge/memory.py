@@ -32,9 +32,11 @@ MARGIN_BYTES = 32 << 20
 """Code that is loaded on the way, thread stacks, headers, the allocator's own holes."""
 SPARE_BYTES = 16 << 20
 """By which one run of the same program is larger than another."""
+HOLES_BYTES = 64 << 20
+"""What threads' arenas may lose to holes while slices are reused; where there is no room for it they are not."""
 SLACK = 1.15
 """What a trial on small tensors may miss, as a factor."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,12 @@ class Plan:
     Attributes:
         num_lanes: threads that read ahead; 0 where there is no room for what they would hold.
         lane_bytes: what each may have ready.
+        tight: whether memory is too short to leave holes in it; see `steady_memory`.
     """
 
     num_lanes: int
     lane_bytes: int
+    tight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def plan_within(given: Given, limit_bytes: int) -> Plan:
     demands = {kind.name: (kind, demand_of(kind)) for kind in largest_kinds(given)}
     held = psutil.Process().memory_info().rss + MARGIN_BYTES  # after the trials: what they have loaded stays
     if not demands:
-        return Plan(0, 0)
+        return Plan(0, 0, tight=True)
     kind, demand = max(demands.values(), key=lambda pair: pair[1].fold)
     least = held + int(SLACK * demand.fold)
     if least > limit_bytes:
@@ -112,8 +116,9 @@ def plan_within(given: Given, limit_bytes: int) -> Plan:
         # Whatever its share, a lane reads one step's entries when it has none ready.
         room = (limit_bytes - least) // num_lanes - look
         if room >= 0:
-            return Plan(num_lanes, min(room, plan.lane_bytes))
-    return Plan(0, 0)
+            tight = room < plan.lane_bytes + HOLES_BYTES // num_lanes
+            return Plan(num_lanes, min(room, plan.lane_bytes), tight)
+    return Plan(0, 0, tight=True)
 
 
 def largest_kinds(given: Given) -> list[Kind]:
@@ -153,11 +158,13 @@ def mebibytes(num_bytes: int) -> str:
 
 
 @contextmanager
-def steady_memory(*, limited: bool) -> Iterator[None]:
+def steady_memory(*, limited: bool, tight: bool) -> Iterator[None]:
     """Have the allocator reuse what slices free, and give it back at the end.
 
-    Left to itself, glibc hands every freed slice back to the system and asks for it again: a fault for each page, a
-    third of the time of a merge. The thresholds stay as they are set here, for the whole process.
+    Left to itself, glibc hands every freed slice back to the system and asks for it again: a fault for each page, and
+    up to half of the time of a merge. Reuse leaves holes, how many depends on which thread ran when: with an arena for
+    each thread one run took 30 MB more than the next. So where memory is limited all share one arena, and where it is
+    tight slices go back at once after all. All this stays as it is set here, for the whole process.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -165,8 +172,10 @@ def steady_memory(*, limited: bool) -> Iterator[None]:
     except (AttributeError, OSError):  # another C library
         yield
         return
-    mallopt(_MMAP_THRESHOLD, (4 if limited else 32) << 20)
-    mallopt(_TRIM_THRESHOLD, (4 if limited else 64) << 20)
+    if limited:
+        mallopt(_ARENA_MAX, 1)
+    mallopt(_MMAP_THRESHOLD, (256 << 10) if tight else ((2 if limited else 32) << 20))
+    mallopt(_TRIM_THRESHOLD, (1 if limited else 64) << 20)
     try:
         yield
     finally:

@@ -128,7 +128,7 @@ def merge_files(
         check_room(room, state_bytes(given) + layout.num_bytes)
 
     reads.total = _bytes_to_read(given)
-    with steady_memory(limited=memory_bytes is not None), shared_cores(method):
+    with steady_memory(limited=memory_bytes is not None, tight=plan.tight), shared_cores(method):
         arrivals = _arrive_all(given, weights, weight_of, plan, reads)
         feed = HashingFeed(method, arrivals, anchor)
         written = Digest()

@@ -144,6 +144,7 @@ def test_lanes_are_given_up_before_the_merge_is(monkeypatch: pytest.MonkeyPatch)
     assert plan_within(what, least + 20 * MEBIBYTE).num_lanes == 0
     assert plan_within(what, least + 2000 * MEBIBYTE) == default_plan(2)
     assert [plan_within(what, least + extra * MEBIBYTE).num_lanes for extra in (60, 2000)] == [1, 2]
+    assert [plan_within(what, least + extra * MEBIBYTE).tight for extra in (20, 60, 2000)] == [True, True, False]
 
 
 def test_slices_take_the_same_however_large_the_tensor() -> None:
