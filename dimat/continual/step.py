@@ -118,12 +118,14 @@ def update_of(fold: Fold, base: Source, held: Held, source: Source | None = None
     """
     squared, inner = 0.0, 0.0
 
+    def read_out(name: str) -> tuple[str, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        b = base.read(name)
+        x = None if source is None else source.read(name)
+        return name, x, b, merged_tensor(fold, base, held, name, b, torch.float64)
+
     def differences() -> Iterator[torch.Tensor]:
         nonlocal squared, inner
-        for name in floats_of(base):
-            b = base.read(name)
-            merged = merged_tensor(fold, base, held, name, b, torch.float64)
-            x = None if source is None else source.read(name)
+        for name, x, b, merged in _in_order(read_out, base):
             theirs = iter(()) if x is None else _differences(base, name, x, b)
             for difference in _differences(base, name, merged, b):
                 squared += float(torch.dot(difference, difference))
