@@ -98,7 +98,7 @@ def add_command(
         if format == "json":
             return _add_and_evaluate(ledger, entry, added, evaluate)
         _print_added(ledger, entry, added)
-        return evaluate_command(path, evaluate, (), False, None, format)
+        return evaluate_command(path, evaluate, (entry.version,) if added else (), False, None, format)
     if format == "json":
         print(json.dumps(_change(ledger, entry) | {"added": added}))
     else:
@@ -263,7 +263,8 @@ def _add_and_evaluate(ledger: Ledger, entry: Entry, added: bool, tasks: Path) ->
     from dimat.continual.evaluate import evaluate_ledger
     from dimat.continual.tasklist import read_tasks
 
-    evaluation = evaluate_ledger(ledger, read_tasks(tasks))
+    # Another process may have added a model since: judged is what this one has made.
+    evaluation = evaluate_ledger(ledger, read_tasks(tasks), versions=(entry.version,) if added else None)
     print(json.dumps(_change(ledger, entry) | {"added": added, "evaluation": as_json(evaluation)}))
     return EXIT_DONE
 

@@ -58,5 +58,5 @@ def card(job: Job, merged: Merged, out: Path, aligned: Sequence[AlignedModel] = 
 
 
 def _file(model: ModelFile, digest: str | None) -> dict[str, Any]:
-    size = sum(size for size, _ in model.versions.values())
+    size = sum(size for size, *_ in model.versions.values())
     return {"path": str(model.path), "digest": digest, "num_bytes": size}

@@ -254,8 +254,8 @@ def _advance(database: sqlite3.Connection, version: int, keep: int) -> None:
     newest = "SELECT version FROM versions ORDER BY version DESC LIMIT ?"
     sql = f"SELECT {_VERSION}, sketch FROM versions WHERE kept AND version NOT IN ({newest})"
     for row in database.execute(sql, (keep + 1,)).fetchall():
-        sealed = (_seal((*row, 0)), row[0])
-        database.execute("UPDATE versions SET kept = 0, seal = ? WHERE version = ?", sealed)
+        sealed = (_seal((*row[:-1], None, 0)), row[0])  # the sketch is read of kept versions alone
+        database.execute("UPDATE versions SET kept = 0, sketch = NULL, seal = ? WHERE version = ?", sealed)
 
 
 def _mark_removed(database: sqlite3.Connection, order: int, version: int | None) -> None:

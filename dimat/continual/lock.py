@@ -31,12 +31,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         DimatError: the file cannot be opened for writing.
     """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise DimatError(f"ledger {path.parent} cannot be written to: {error.strerror or error}") from error
+    handle = _open(path)
     try:
         _take(handle, path)
+        while not _is_there(handle, path):  # deleted while this waited: others lock the file that took its place
+            os.close(handle)
+            handle = _open(path)
+            _take(handle, path)
         os.truncate(handle, 0)
         with suppress(OSError):  # a full disk must not keep anybody from making room
             os.pwrite(handle, f"process {os.getpid()} ({what})".encode(), 0)
@@ -46,6 +47,22 @@ def locked(path: Path, what: str) -> Iterator[None]:
             os.truncate(handle, 0)
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DimatError(f"ledger {path.parent} cannot be written to: {error.strerror or error}") from error
+
+
+def _is_there(handle: int, path: Path) -> bool:
+    """Whether the locked file is the one at `path`, or its whole folder went, so that there is no other one."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return not path.parent.exists()
+    return os.path.samestat(os.fstat(handle), there)
 
 
 def _take(handle: int, path: Path) -> None:

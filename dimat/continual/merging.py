@@ -70,6 +70,7 @@ class MergedModels:
                 "the ledger has absorbed no model yet: its merged model would be the base itself",
                 hint="dimat continual submit HOST:PORT MODEL",
             )
+        self._newest = None  # should this fail, what was there is gone all the same
         shutil.rmtree(self._folder, ignore_errors=True)  # readers of the version before have its files open
         self._folder.mkdir(parents=True)
         is_folder = self._ledger.base.file.is_folder

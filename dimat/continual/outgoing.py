@@ -15,7 +15,7 @@ from dimat.continual.offered import schema_of
 from dimat.errors import DimatError
 from dimat.merge.source import OnDisk
 from dimat.messages import TensorSpec
-from dimat.modelfile import ModelFile
+from dimat.modelfile import ModelFile, version_of
 
 BLOCK_BYTES = 1 << 20
 
@@ -109,6 +109,6 @@ class OutgoingModel:
             data = os.pread(handle, num_bytes, start)
         except OSError as error:
             raise DimatError(f"model file {path} cannot be read: {error.strerror or error}") from error
-        if (status.st_size, status.st_mtime_ns) != self.model.versions[path] or not data:
+        if version_of(status) != self.model.versions[path] or not data:
             raise DimatError(f"model file {path} was changed while it was read", hint="run the command again")
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dimat.merge.source import OnDisk
 from dimat.modelfile import open_model
 
 _ATTEMPTS = 10
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +160,7 @@ class Store:
         kept = {version.file for version in (page.current, *page.previous)}
         for file in sorted((self.path / STATES).iterdir()):
             if file.name not in kept and not file.is_dir():  # a folder is of the file system's making
-                clear(file)
+                try:
+                    clear(file)
+                except OSError as error:  # what lies about harms nobody: the next writer tries again
+                    logger.warning("%s is not needed any more and cannot be deleted: %s", file, error)

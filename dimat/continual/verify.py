@@ -9,6 +9,7 @@ from dimat.continual.journal import Journal, Page
 from dimat.continual.manifest import JOURNAL, STATES, Manifest, file_digest, read_manifest
 from dimat.continual.state import open_state
 from dimat.errors import DimatError, UsageError
+from dimat.merge.digest import digest_of
 from dimat.merge.source import OnDisk
 from dimat.modelfile import open_model
 
@@ -38,6 +39,11 @@ def verify(folder: Path) -> list[str]:
         return problems
     problems += miscounts(page, versions)
     base = OnDisk(open_model(folder / manifest.base))
+    digest = digest_of(base)
+    if digest != manifest.base_digest:
+        problems.append(
+            f"{base.label} has the digest {digest[:12]}, the ledger was made of {manifest.base_digest[:12]}"
+        )
     for version in versions:
         if version.kept and version.file is not None:
             found = _state(folder, manifest, base, version)

@@ -2,8 +2,9 @@
 
 Nobody tells when a file is finished, so it is looked at again and again. A model is taken when its headers are whole
 (every tensor that they announce lies in the file, every shard in the folder) and nothing about it changed since the
-look before. What was refused is told once and left alone until it changes; what is in the ledger already is known by
-its digest.
+look before. A writer that makes a file of its full size first and then rests for longer than that cannot be told from
+one that has ended: who writes so should write beside and rename. What was refused is told once and left alone until it
+changes; what is in the ledger already is known by its digest.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ UNFINISHED = (".partial", ".tmp")
 LOOKS_TO_HEAL = 3
 """Looks in a row that must find the same damage before it is called that: some writers leave the header for last."""
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of the last change of each file of a model."""
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Name, inode, size and time of the last change of each file of a model."""
 
 log = logging.getLogger(__name__)
 
@@ -137,10 +138,16 @@ class Watcher:
             statuses = [(one.name, one.stat()) for one in files]
         except OSError:  # it went while it was looked at
             return None
-        return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
+        return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
     def _absorb(self, path: Path) -> Seen | None:
         candidate = self._candidates[path]
+        stamp = self._stamp(path)
+        if stamp is None:  # it went
+            return None
+        if stamp != candidate.stamp:  # while the models before it were absorbed, which takes its time
+            self._candidates[path] = _Candidate(stamp, reason="it is still being written")
+            return None
         try:
             open_model(path)
         except DimatError as error:

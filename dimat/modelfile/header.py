@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,14 +61,23 @@ class StoredTensor:
     num_bytes: int
 
 
+FileVersion = tuple[int, int, int]
+"""(size in bytes, time of the last change in ns, inode): a file of other bytes under the same name has another one."""
+
+
+def version_of(status: os.stat_result) -> FileVersion:
+    """What tells a file from what took its place: copies may keep size and time."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What one file holds, in the order of its bytes."""
 
     tensors: tuple[StoredTensor, ...]
     metadata: Mapping[str, str]
-    version: tuple[int, int]
-    """(size in bytes, time of the last change in ns) of the file when the header was read."""
+    version: FileVersion
+    """Of the file when the header was read."""
 
 
 def read_header(path: Path) -> Header:
@@ -90,7 +100,7 @@ def read_header(path: Path) -> Header:
             text = file.read(length)
     except OSError as error:
         raise UsageError(f"file {path} cannot be read: {error.strerror or error}") from error
-    return Header(*parse_header(path, text, status.st_size), (status.st_size, status.st_mtime_ns))
+    return Header(*parse_header(path, text, status.st_size), version_of(status))
 
 
 def parse_header(path: Path, text: bytes, file_bytes: int) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:

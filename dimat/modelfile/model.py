@@ -13,7 +13,7 @@ from torch import Tensor
 from dimat.errors import DimatError, UsageError
 from dimat.files import check_name
 from dimat.modelfile.folder import folder_headers
-from dimat.modelfile.header import Header, StoredTensor, read_header
+from dimat.modelfile.header import FileVersion, Header, StoredTensor, read_header, version_of
 from dimat.plugins import closest, unknown
 
 SUFFIX = ".safetensors"
@@ -30,14 +30,14 @@ class ModelFile:
         is_folder: whether it is a Hugging Face folder.
         tensors: name -> what the header says of it, in the order of the bytes (of the shards, in a folder).
         metadata: text by key, of all shards together.
-        versions: path -> (size, time of the last change) of each file when its header was read.
+        versions: path -> what tells a change of each file when its header was read.
     """
 
     path: Path
     is_folder: bool
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
-    versions: Mapping[Path, tuple[int, int]]
+    versions: Mapping[Path, FileVersion]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,7 +72,7 @@ class ModelFile:
             handle = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 status = os.fstat(handle)
-                same = (status.st_size, status.st_mtime_ns) == self.versions[stored.path]
+                same = version_of(status) == self.versions[stored.path]
                 view, done = content.numpy().data, 0
                 while same and done < len(view):
                     count = os.preadv(handle, [view[done:]], stored.start + first * width + done)
@@ -130,7 +130,7 @@ def open_model(path: Path) -> ModelFile:
 def _joined(path: Path, is_folder: bool, headers: list[Header]) -> ModelFile:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
-    versions: dict[Path, tuple[int, int]] = {}
+    versions: dict[Path, FileVersion] = {}
     for header in headers:
         metadata = {**header.metadata, **metadata}
         for tensor in header.tensors:

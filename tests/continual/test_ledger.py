@@ -468,3 +468,34 @@ def test_twenty_models_take_the_room_of_one(tmp_path: Path) -> None:
     assert len(sizes) == 20 and len(set(sizes)) == 1
     model_kib = 8 * 256 * 256 * 4 // 1024
     assert peaks[-1] - peaks[2] < model_kib, peaks  # of 17 more models not one is held, nor the state of one (4 ×)
+
+
+def test_what_cannot_be_cleared_away_fails_nothing(
+    make: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger.create(tmp_path / "ledger", base, "mean", keep=0)
+    ledger.add(make("a", 1))
+
+    def busy(path: Path) -> bool:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr("dimat.continual.store.clear", busy)
+    ledger.add(make("b", 2))  # the model is in when the old state is to be deleted
+    assert [entry.name for entry in ledger.entries()] == ["a", "b"]
+    monkeypatch.undo()
+    ledger.add(make("c", 3))
+    assert len(list((ledger.path / "states").iterdir())) == 1
+
+
+def test_the_journal_keeps_the_sketch_of_the_update_for_kept_versions_alone(
+    make: Any, base: Path, tmp_path: Path
+) -> None:
+    ledger = Ledger.create(tmp_path / "ledger", base, "mean", keep=1)
+    for i in range(1, 6):
+        ledger.add(make(f"m{i}", i))
+    with ledger.journal.reading() as database:
+        held = [row[0] for row in database.execute("SELECT version FROM versions WHERE sketch IS NOT NULL")]
+    assert held == [4, 5]
+    assert ledger.verify() == []
+    ledger.undo()
+    assert ledger.status().num_models == 4

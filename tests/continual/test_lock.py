@@ -1,5 +1,7 @@
 """Writers queue, readers do not wait, and what somebody reads is not cleared away."""
 
+import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -121,3 +123,38 @@ def test_clear_and_held_know_what_is_gone(tmp_path: Path) -> None:
     assert clear(file) and not file.exists() and clear(file)
     with pytest.raises(FileNotFoundError), held(file):
         pass
+
+
+def test_a_lock_file_that_was_deleted_lets_no_second_writer_in(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "lock", 0, 0
+    mutex = threading.Lock()
+
+    def write() -> None:
+        nonlocal inside, most
+        with locked(path, "writes"):
+            with mutex:
+                inside += 1
+                most = max(most, inside)
+            started.set()
+            go_on.wait(10)
+            with mutex:
+                inside -= 1
+
+    started, go_on = threading.Event(), threading.Event()
+    first, waiting = (threading.Thread(target=write) for _ in range(2))
+    first.start()
+    assert started.wait(10)
+    waiting.start()
+    time.sleep(0.1)  # it waits for the first one's file
+    path.unlink()
+    path.touch()  # which is another one now
+    holder = os.open(path, os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    started.clear()
+    go_on.set()
+    first.join(10)
+    assert not started.wait(0.3)  # the deleted file is free, the one that took its place is not
+    os.close(holder)
+    waiting.join(10)
+    assert started.is_set()
+    assert most == 1

@@ -121,3 +121,13 @@ def test_flipped_bits_of_the_journal_never_pass_for_other_facts(ledger: Ledger) 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         verify(tmp_path / "nothing")
+
+
+def test_another_base_is_noticed_when_the_journal_has_forgotten_its_file(ledger: Ledger) -> None:
+    with ledger.journal.writing() as database:
+        database.execute("DELETE FROM files WHERE path LIKE 'base%'")
+    base = ledger.path / "base.safetensors"
+    content = bytearray(base.read_bytes())
+    content[-3] ^= 1  # of the last tensor's last entry: finite still
+    base.write_bytes(content)
+    assert [problem for problem in verify(ledger.path) if "the ledger was made of" in problem]

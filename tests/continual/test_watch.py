@@ -233,3 +233,26 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, incoming: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=words):
             watch(at, folder, interval_s=interval_s, once=True)
+
+
+def test_what_is_rewritten_while_another_is_absorbed_waits(
+    tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = ledger(tmp_path)
+    watcher = Watcher(at, incoming)
+    model(incoming, "a", 1), model(incoming, "b", 2)
+    assert watcher.look() == []
+    add = Ledger.add
+
+    def add_slowly(self: Ledger, path: Path, **given: Any) -> Any:
+        if path.name == "a.safetensors":
+            model(incoming, "b", 3)  # its writer has come back
+        return add(self, path, **given)
+
+    monkeypatch.setattr(Ledger, "add", add_slowly)
+    assert outcomes(watcher.look()) == [("a.safetensors", "absorbed")]
+    assert [(one.path.name, one.reason) for one in watcher.unfinished()] == [
+        ("b.safetensors", "it is still being written")
+    ]
+    watcher.look()
+    assert [entry.name for entry in at.entries()] == ["a", "b"]
