@@ -208,7 +208,7 @@ def _pairs(source: Source, base: Source | None, name: str) -> Iterator[tuple[tor
 
 def squared_distance(x: torch.Tensor, base: torch.Tensor) -> float:
     """||x - base||^2, in float64."""
-    total, x, base = 0.0, x.reshape(-1), base.reshape(-1)
+    total, x, base = 0.0, widened(x).reshape(-1), widened(base).reshape(-1)
     for start in range(0, x.numel(), _CACHED_ENTRIES):  # in pieces that stay in the cache: a third of the time
         piece = x[start : start + _CACHED_ENTRIES].to(torch.float64, copy=True)
         piece.sub_(base[start : start + _CACHED_ENTRIES])

@@ -85,7 +85,8 @@ def fold_models(
     ]
     arrivals = prepare(method, sources, weights, anchor, evidence or None)
     merged: dict[str, torch.Tensor] = {}
-    names = _untied(models[0])
+    others = [*models[1:], *([] if base is None else [base]), *(one for kinds in stats or [] for one in kinds.values())]
+    names = _untied(models[0], others)
     scalars: Mapping[str, float] = {}
     parts = folded(method, arrivals, anchor, names=[n for n in names if names[n] == n])
     if method.needs_scalars:
@@ -117,7 +118,7 @@ def prepare(
         UsageError, SchemaError: see `fold`.
     """
     check_models(method, sources, weights, base, stats)
-    weights = weights or [1.0] * len(sources)
+    weights = [1.0] * len(sources) if weights is None else weights  # a row of a numpy matrix has no truth value
     evidence = stats or [{} for _ in sources]
     return [
         arrive(method, source, base, float(weight), kinds)
@@ -252,7 +253,7 @@ def finish(method: Fold, part: Folded, scalars: Mapping[str, float], dtype: torc
         base = None if part.base is None else widened(part.base)
         merged = method.of(part.name, part.info.shape).finish(part.state, base, scalars)
         answer = merged.to(dtype or part.info.dtype)
-    if answer.numel() and not torch.isfinite(torch.stack(torch.aminmax(answer.float()))).all():
+    if answer.numel() and not torch.isfinite(torch.stack(torch.aminmax(widened(answer)))).all():
         if torch.isfinite(merged).all():
             raise UsageError(
                 f"merged tensor {part.name!r} reaches {float(merged.abs().max()):.3g}, more than {answer.dtype} holds",
@@ -265,11 +266,18 @@ def finish(method: Fold, part: Folded, scalars: Mapping[str, float], dtype: torc
     return answer
 
 
-def _untied(model: StateDict) -> dict[str, str]:
-    """Each name with the first name of the same memory: tied tensors are merged once."""
+def _untied(model: StateDict, others: Sequence[StateDict] = ()) -> dict[str, str]:
+    """Each name with the first name of the same memory in all of the models: tied tensors are merged once.
+
+    What one model alone has tied is not: the others have two tensors there.
+    """
     homes: dict[tuple[Any, ...], str] = {}
     names = {}
     for name, tensor in model.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        place = (_memory(tensor), *(_memory(other[name]) if name in other else None for other in others))
         names[name] = homes.setdefault(place, name) if tensor.numel() else name
     return names
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype

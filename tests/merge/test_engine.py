@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -245,3 +246,27 @@ def test_what_cannot_be_merged_is_said_before_a_weight_is_read() -> None:
 def test_gradients_are_not_followed() -> None:
     model = {"w": torch.ones(2, requires_grad=True)}
     assert not fold("mean", [model, model])["w"].requires_grad
+
+
+def test_what_one_model_alone_has_tied_is_merged_apart() -> None:
+    tied = torch.ones(2)
+    a = {"emb": tied, "head": tied}
+    b = {"emb": torch.full((2,), 3.0), "head": torch.full((2,), 100.0)}
+    for models in ([a, b], [b, a]):
+        merged = fold("mean", models)
+        assert (merged["emb"].tolist(), merged["head"].tolist()) == ([2.0, 2.0], [50.5, 50.5])
+
+
+def test_a_row_of_a_matrix_serves_as_weights() -> None:
+    models = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}]
+    assert fold("mean", models, weights=np.array([0.25, 0.75]))["w"].tolist() == [2.5]  # type: ignore[arg-type]
+
+
+def test_float64_reaches_beyond_float32() -> None:
+    assert fold("mean", [{"w": torch.tensor([1e39], dtype=torch.float64)}])["w"].tolist() == [1e39]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_norms_are_taken_of_floats_of_8_bits_too(dtype: torch.dtype) -> None:
+    base, model = ({"w": torch.tensor([[1.0, 2.0], [x, 1.0]]).to(dtype)} for x in (1.0, 4.0))
+    assert fold("opcm", [model], base)["w"].float().tolist() == model["w"].float().tolist()
