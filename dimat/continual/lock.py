@@ -35,8 +35,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         _take(handle, path)
         while not _is_there(handle, path):  # deleted while this waited: others lock the file that took its place
-            os.close(handle)
-            handle = _open(path)
+            gone, handle = handle, _open(path)
+            os.close(gone)
             _take(handle, path)
         os.truncate(handle, 0)
         with suppress(OSError):  # a full disk must not keep anybody from making room
