@@ -1,4 +1,4 @@
-"""Files: written so that a reader sees the old one or the new one, also after a power cut; names that can be none."""
+"""Files: written whole or not at all, also after a power cut; names that can be none; what tells a changed file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import os
 from pathlib import Path
 
 from dimat.errors import UsageError
+
+FileVersion = tuple[int, int, int]
+"""(size in bytes, time of the last change in ns, inode): a file of other bytes under the same name has another one."""
+
+
+def version_of(status: os.stat_result) -> FileVersion:
+    """What tells a file from what took its place: copies may keep size and time."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from dimat.cli.merge_words import Request, read_words
+from dimat.cli.merge_words import Request, Words, read_words
 from dimat.errors import EXIT_DONE, Interrupted
+from dimat.hashing import HashAhead, HashedFile
 
 if TYPE_CHECKING:
     from dimat.cli.align import Prepared
@@ -37,13 +38,14 @@ Show = Callable[[int, int], None]
 def merge_command(request: Request, format: str, quiet: bool) -> int:
     """Merge, write and tell; the exit code."""
     words = read_words(request)  # before torch is loaded, which takes longer than a typo deserves
-    with _uncollected():
-        from dimat.cli import merged as answers
-        from dimat.cli.merge_job import prepare
+    with _stoppable(), HashAhead(_read_anyway(words, request)) as ahead:
+        with _uncollected():
+            from dimat.cli import merged as answers
+            from dimat.cli.merge_job import prepare
 
-    with _stoppable():
         started = time.perf_counter()
         job = prepare(words, request)
+        hashed = ahead.stop()
         ready = _check_room(job, request.out)
         for remark in job.remarks:
             logger.warning("%s", remark)
@@ -54,7 +56,7 @@ def merge_command(request: Request, format: str, quiet: bool) -> int:
                 answers.print_plan(job, request.out)
             return EXIT_DONE
         with _progress(quiet) as (tell, show):
-            answer = merge(job, ready, request, started, tell, show)
+            answer = merge(job, ready, request, started, tell, show, hashed)
     if format == "json":
         print(json.dumps(answers.as_json(answer)))
     else:
@@ -62,7 +64,15 @@ def merge_command(request: Request, format: str, quiet: bool) -> int:
     return EXIT_DONE
 
 
-def merge(job: Job, ready: Prepared | None, request: Request, started: float, tell: Tell, show: Show) -> Answer:
+def merge(
+    job: Job,
+    ready: Prepared | None,
+    request: Request,
+    started: float,
+    tell: Tell,
+    show: Show,
+    hashed: Mapping[Path, HashedFile] | None = None,
+) -> Answer:
     """Merge what was checked.
 
     Args:
@@ -72,6 +82,7 @@ def merge(job: Job, ready: Prepared | None, request: Request, started: float, te
         started: when, by `time.perf_counter`.
         tell: hears what is going on.
         show: hears (bytes read, bytes to read).
+        hashed: what was hashed already, by file.
 
     Raises:
         UsageError: what only the weights show, such as NaN; nothing was written.
@@ -116,11 +127,19 @@ def merge(job: Job, ready: Prepared | None, request: Request, started: float, te
             like=job.like,
             extra_files=beside,
             overwrite=request.force,
+            hashed=hashed,
             progress=show,
         )
     units = sum(one.units for one in aligned)
     moved = sum(one.moved for one in aligned) / units if units else None
     return Answer(job, merged, request.out, place, time.perf_counter() - started, moved)
+
+
+def _read_anyway(words: Words, request: Request) -> tuple[Path, ...]:
+    """The models that a merge will hash."""
+    if request.dry_run or words.align is not None:
+        return ()
+    return (*words.models, *([words.base] if words.base else []))
 
 
 def _check_room(job: Job, out: Path) -> Prepared | None:

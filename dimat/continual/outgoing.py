@@ -15,7 +15,8 @@ from dimat.continual.offered import schema_of
 from dimat.errors import DimatError
 from dimat.merge.source import OnDisk
 from dimat.messages import TensorSpec
-from dimat.modelfile import ModelFile, version_of
+from dimat.files import version_of
+from dimat.modelfile import ModelFile
 
 BLOCK_BYTES = 1 << 20
 

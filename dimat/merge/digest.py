@@ -8,11 +8,12 @@ a model cannot make another one of the same digest, so a ledger may refuse what 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from dimat.hashing import Begun
 from dimat.merge.source import Source, TensorInfo
 
 SLICE_ENTRIES = 1 << 18
@@ -21,22 +22,41 @@ the cache (1 MiB in float32). One size for every merge: sums over slices are the
 
 
 class Digest:
-    """A digest in the making: slices of one tensor are added in order, tensors in any order."""
+    """A digest in the making: slices of one tensor are added in order, tensors in any order.
 
-    def __init__(self) -> None:
+    Args:
+        begun: what was hashed already of the tensors' first bytes, by name.
+    """
+
+    def __init__(self, begun: Mapping[str, Begun] | None = None) -> None:
+        self._begun = begun or {}
         self._running: dict[str, tuple[TensorInfo, int, Any]] = {}
         self._lines: dict[str, str] = {}
 
     def add(self, name: str, info: TensorInfo, entries: torch.Tensor) -> None:
         """Take in the next entries of the tensor `name`."""
         _, done, running = self._running.pop(name, (info, 0, None))
-        running = hashlib.sha256() if running is None else running
-        running.update(entries.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if running is None:
+            running = self._begun[name].running.copy() if name in self._begun else hashlib.sha256()
+        known = self._known_bytes(name) - done * info.dtype.itemsize
         done += entries.numel()
+        if known < entries.nbytes:
+            content = entries.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            running.update(content[max(known, 0) :])
         if done < info.num_entries:
             self._running[name] = info, done, running
         else:  # the hash itself goes at once: small objects that stay break up the memory between large ones that go
             self._lines[name] = _line(name, info, running)
+
+    def is_known(self, name: str, info: TensorInfo) -> bool:
+        """Whether the whole tensor was hashed already; then it counts as added."""
+        if name not in self._begun or self._known_bytes(name) < info.num_entries * info.dtype.itemsize:
+            return False
+        self._lines[name] = _line(name, info, self._begun[name].running)
+        return True
+
+    def _known_bytes(self, name: str) -> int:
+        return self._begun[name].num_bytes if name in self._begun else 0
 
     def hexdigest(self) -> str:
         """The digest of what was added, 64 hexadecimal digits."""
@@ -64,15 +84,17 @@ def slices_of(info: TensorInfo, slice_entries: int = SLICE_ENTRIES) -> Iterator[
         yield start, min(start + slice_entries, info.num_entries)
 
 
-def digest_of(source: Source) -> str:
-    """The digest of a whole model, read slice by slice.
+def digest_of(source: Source, begun: Mapping[str, Begun] | None = None) -> str:
+    """The digest of a whole model, read slice by slice; what was hashed already is not read again.
 
     >>> from dimat.merge.source import InMemory
     >>> digest_of(InMemory("a", {"w": torch.ones(2)}))[:16]
     '...'
     """
-    digest = Digest()
+    digest = Digest(begun)
     for name, info in source.tensors.items():
+        if digest.is_known(name, info):
+            continue
         for start, stop in slices_of(info):
             digest.add(name, info, source.read(name, start, stop))
     return digest.hexdigest()

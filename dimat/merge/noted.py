@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dimat.hashing import Begun
 from dimat.merge.absorb import Arrival
 from dimat.merge.api import Fold
 from dimat.merge.digest import Digest
@@ -19,12 +20,26 @@ from dimat.merge.source import OnDisk, Source, TensorInfo
 
 
 class HashingFeed(DirectFeed):
-    """A feed that makes the digests of what it reads."""
+    """A feed that makes the digests of what it reads.
 
-    def __init__(self, method: Fold, arrivals: Sequence[Arrival], anchor: Source | None) -> None:
+    Args:
+        method: the fold.
+        arrivals: the models.
+        anchor: the base.
+        begun: what was hashed already of the base and of each model, in this order; see `Digest`.
+    """
+
+    def __init__(
+        self,
+        method: Fold,
+        arrivals: Sequence[Arrival],
+        anchor: Source | None,
+        begun: Sequence[Mapping[str, Begun]] = (),
+    ) -> None:
         super().__init__(method, arrivals, anchor)
-        self.digests = [Digest() for _ in arrivals]
-        self._base = Digest()
+        base, *models = begun or [{}] * (1 + len(arrivals))
+        self.digests = [Digest(one) for one in models]
+        self._base = Digest(base)
 
     def base(self, step: Step) -> torch.Tensor | None:
         """See `Feed.base`."""

@@ -1,8 +1,8 @@
 """Merge models on disk into a model on disk; what is in memory is a few slices of each, whatever the models' size.
 
-    lanes      read, hash, look over  ┐
-    this       fold each step         ├ all at once, step by step
-    output     hash, write            ┘
+    lanes      read, hash, look over   ┐
+    apart      fold each step          ├ all at once, step by step
+    this       hash, write the output  ┘
 
 Methods that need scalars of the whole model keep their states on disk meanwhile (`dimat.merge.spill`).
 """
@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 
 from dimat.errors import UsageError
+from dimat.hashing import Begun, HashedFile
 from dimat.merge.absorb import Arrival, arrive
 from dimat.merge.ahead import ReadAhead
+from dimat.merge.apart import computed_apart
 from dimat.merge.api import Fold
-from dimat.merge.digest import Digest
+from dimat.merge.digest import Digest, digest_of
 from dimat.merge.engine import Folded, check_models, finish, fold_step, scalars_of
 from dimat.merge.feed import DirectFeed, Feed, Schedule
 from dimat.merge.memory import Given, Plan, default_plan, plan_within, shared_cores, state_bytes, steady_memory
@@ -31,6 +33,9 @@ from dimat.merge.source import OnDisk, Source, TensorInfo
 from dimat.merge.spill import Spill, check_room
 from dimat.modelfile import Layout, ModelFile, check_out, lay_out, write_streamed
 from dimat.modelfile.pieces import SHARD_BYTES
+
+_MOST_READY = 4
+"""Merged slices that wait to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def merge_files(
     like: ModelFile | None = None,
     extra_files: ExtraFiles | None = None,
     overwrite: bool = False,
+    hashed: Mapping[Path, HashedFile] | None = None,
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Merged:
@@ -96,6 +102,7 @@ def merge_files(
         extra_files: written with the model (inside a folder, beside a file): content by name, or what makes it of the
             result.
         overwrite: whether `out` may be replaced.
+        hashed: what was hashed already, by file; see `dimat.hashing`.
         progress: called with (bytes read, bytes to read).
         shard_bytes: a folder's weights are one file up to this size.
 
@@ -129,8 +136,9 @@ def merge_files(
 
     reads.total = _bytes_to_read(given)
     with steady_memory(limited=memory_bytes is not None, tight=plan.tight), shared_cores(method):
-        arrivals = _arrive_all(given, weights, weight_of, plan, reads)
-        feed = HashingFeed(method, arrivals, anchor)
+        begun = [{} if model is None else begun_of(model, hashed or {}) for model in (base, *models)]
+        arrivals = _arrive_all(given, weights, weight_of, plan, reads, begun[1:])
+        feed = HashingFeed(method, arrivals, anchor, begun)
         written = Digest()
 
         def result() -> Merged:
@@ -150,7 +158,10 @@ def merge_files(
         schedule = Schedule(method, arrivals, layout.names)
         with ReadAhead(feed, schedule, len(models), plan.num_lanes, plan.lane_bytes) as ahead:
             parts = _parts(schedule, ahead, anchor, room)
-            with closing(_pieces(method, parts, layout, written)) as pieces:
+            merged = _finished(method, parts, layout)
+            if not plan.tight and all(fold.elementwise for fold in (method, *each)):  # slices: ready ones take little
+                merged = computed_apart(merged, _MOST_READY)
+            with closing(_pieces(merged, layout, written)) as pieces:
                 notes = models[0].metadata if metadata is None else metadata
                 write_streamed(out, layout, pieces, notes, like=like or models[0], extra_files=extras)
         reads.complete()
@@ -163,6 +174,7 @@ def _arrive_all(
     weight_of: Callable[[str, int], float] | None,
     plan: Plan,
     reads: Progress,
+    begun: Sequence[Mapping[str, Begun]],
 ) -> list[Arrival]:
     """Every model looked over, several at a time."""
 
@@ -173,6 +185,7 @@ def _arrive_all(
             given.base,
             1.0 if weights is None else float(weights[i]),
             given.stats[i] if given.stats else None,
+            digest=digest_of(given.models[i], begun[i]) if given.folds[i].digests else None,
             weight_of=None if weight_of is None else lambda name: weight_of(name, i),
         )
 
@@ -210,19 +223,35 @@ def _parts(
             yield Folded(step.name, step.info, step.start, step.stop, state, anchor, integers), scalars
 
 
-def _pieces(
-    method: Fold,
-    parts: Generator[tuple[Folded, Mapping[str, float]]],
-    layout: Layout,
-    written: Digest,
-) -> Generator[torch.Tensor]:
-    """The merged entries, in the order of the layout."""
+def _finished(
+    method: Fold, parts: Generator[tuple[Folded, Mapping[str, float]]], layout: Layout
+) -> Generator[tuple[str, torch.Tensor]]:
+    """Name and merged entries of every step, in the order of the layout."""
     with closing(parts):
         for part, scalars in parts:
-            dtype, shape = layout.shapes[part.name]
-            entries = finish(method, part, scalars, dtype)
-            written.add(part.name, TensorInfo(dtype, shape), entries)
+            yield part.name, finish(method, part, scalars, layout.shapes[part.name][0])
+
+
+def _pieces(
+    merged: Generator[tuple[str, torch.Tensor]], layout: Layout, written: Digest
+) -> Generator[torch.Tensor]:
+    """The merged entries, hashed on their way."""
+    with closing(merged):
+        for name, entries in merged:
+            written.add(name, TensorInfo(*layout.shapes[name]), entries)
             yield entries
+
+
+def begun_of(model: ModelFile, hashed: Mapping[Path, HashedFile]) -> dict[str, Begun]:
+    """What of a model's tensors was hashed already, by name; nothing of files that were changed since."""
+    begun = {}
+    for name, tensor in model.tensors.items():
+        file = hashed.get(tensor.path)
+        if file is not None and file.version == model.versions[tensor.path] and tensor.num_bytes:
+            known = file.tensors.get((tensor.start, tensor.start + tensor.num_bytes))
+            if known is not None:
+                begun[name] = known
+    return begun
 
 
 def _bytes_to_read(given: Given) -> int:

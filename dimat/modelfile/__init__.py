@@ -9,7 +9,7 @@ of a tensor's byte range, never mapped, so that what a program holds is what it 
 """
 
 from dimat.modelfile.fit import Fit, build_model, fit, same_architecture
-from dimat.modelfile.header import StoredTensor, version_of
+from dimat.modelfile.header import StoredTensor
 from dimat.modelfile.model import ModelFile, open_model
 from dimat.modelfile.pieces import Layout, lay_out
 from dimat.modelfile.write import check_out, write_model, write_streamed
@@ -25,7 +25,6 @@ __all__ = [
     "lay_out",
     "open_model",
     "same_architecture",
-    "version_of",
     "write_model",
     "write_streamed",
 ]

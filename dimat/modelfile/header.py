@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 
 from dimat.errors import UsageError
+from dimat.files import FileVersion, version_of
 
 MAX_HEADER_BYTES = 100_000_000
 METADATA = "__metadata__"
@@ -59,15 +59,6 @@ class StoredTensor:
     path: Path
     start: int
     num_bytes: int
-
-
-FileVersion = tuple[int, int, int]
-"""(size in bytes, time of the last change in ns, inode): a file of other bytes under the same name has another one."""
-
-
-def version_of(status: os.stat_result) -> FileVersion:
-    """What tells a file from what took its place: copies may keep size and time."""
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @dataclass(frozen=True, slots=True)

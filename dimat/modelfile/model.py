@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dimat.errors import DimatError, UsageError
-from dimat.files import check_name
+from dimat.files import FileVersion, check_name, version_of
 from dimat.modelfile.folder import folder_headers
-from dimat.modelfile.header import FileVersion, Header, StoredTensor, read_header, version_of
+from dimat.modelfile.header import Header, StoredTensor, read_header
 from dimat.plugins import closest, unknown
 
 SUFFIX = ".safetensors"
