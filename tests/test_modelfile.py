@@ -5,7 +5,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -568,3 +569,30 @@ def test_a_folder_that_cannot_be_replaced_stays(folder: Path, tmp_path: Path, mo
         write_streamed(out, layout, [torch.zeros(4)], {}, like=open_model(folder))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "out"}
+
+
+def test_a_disk_that_fails_on_the_way_fails_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells of a failed flush once, to whoever flushes: here that is another thread."""
+    import errno
+
+    from dimat.modelfile import pieces
+
+    flushed = threading.Event()
+
+    def fails(handle: int) -> None:
+        flushed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pieces, "_sync_data", fails)
+    monkeypatch.setattr(pieces, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(pieces, "FLUSH_S", 0.001)
+
+    def coming() -> Iterator[torch.Tensor]:
+        yield torch.ones(4)
+        assert flushed.wait(30)
+        yield torch.ones(4)
+
+    layout = lay_out({"w": (torch.float32, (8,))}, is_folder=False)
+    with pytest.raises(DimatError, match="cannot be written: Input/output error"):
+        write_streamed(tmp_path / "m.safetensors", layout, coming(), {})
+    assert not list(tmp_path.iterdir())

@@ -13,9 +13,9 @@ from typing import Self
 
 from dimat.continual.offered import schema_of
 from dimat.errors import DimatError
+from dimat.files import version_of
 from dimat.merge.source import OnDisk
 from dimat.messages import TensorSpec
-from dimat.files import version_of
 from dimat.modelfile import ModelFile
 
 BLOCK_BYTES = 1 << 20

@@ -232,9 +232,7 @@ def _finished(
             yield part.name, finish(method, part, scalars, layout.shapes[part.name][0])
 
 
-def _pieces(
-    merged: Generator[tuple[str, torch.Tensor]], layout: Layout, written: Digest
-) -> Generator[torch.Tensor]:
+def _pieces(merged: Generator[tuple[str, torch.Tensor]], layout: Layout, written: Digest) -> Generator[torch.Tensor]:
     """The merged entries, hashed on their way."""
     with closing(merged):
         for name, entries in merged:

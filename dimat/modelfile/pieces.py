@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,8 +28,9 @@ from dimat.modelfile.model import SUFFIX
 SHARD_BYTES = 5_000_000_000
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 """The format's name by dtype."""
-FLUSH_BYTES = 32 << 20
-"""So much is written before the disk is told to begin: at the end, little is left to wait for."""
+FLUSH_BYTES, FLUSH_S = 8 << 20, 0.05
+"""So much has been written, and so much time gone, when the disk is told to begin: at the end, little is left to do."""
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has the other one alone
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -115,9 +118,8 @@ def _write_file(
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, _on_disk(file):
         _write(file, memoryview(len(text).to_bytes(8, "little") + text))
-        begun = 0
         for name in names:
             dtype, shape = shapes[name]
             missing = torch.Size(shape).numel()
@@ -125,21 +127,41 @@ def _write_file(
                 piece = next(coming)
                 assert piece.dtype == dtype and piece.numel() <= missing, f"{name!r} differs from what was announced"
                 write_entries(file, piece)
-                begun = _begin_flush(file, begun)
                 missing -= piece.numel()
                 if not missing:
                     break
-        os.fsync(file.fileno())
 
 
-def _begin_flush(file: BinaryIO, begun: int) -> int:
-    """Have the disk begin with what was written since `begun`, when it is worth it; where the next such part begins."""
-    end = file.tell()
-    if end - begun < FLUSH_BYTES or not hasattr(os, "posix_fadvise"):
-        return begun
-    # Linux starts to write what is dirty in a range that nobody needs in the cache, and does not wait for it.
-    os.posix_fadvise(file.fileno(), begun, end - begun, os.POSIX_FADV_DONTNEED)
-    return end
+@contextmanager
+def _on_disk(file: BinaryIO) -> Iterator[None]:
+    """What is written inside is on the disk at the end; a thread has the disk begin meanwhile.
+
+    To ask for it without waiting (`posix_fadvise`, `sync_file_range`) leaves the disk idle for most of the time.
+    """
+    ended = threading.Event()
+    failures: list[OSError] = []
+
+    def flush() -> None:
+        flushed = 0
+        try:
+            while not ended.wait(FLUSH_S):
+                size = os.fstat(file.fileno()).st_size
+                if size - flushed >= FLUSH_BYTES:
+                    flushed = size
+                    _sync_data(file.fileno())
+        except OSError as error:  # the system tells of it once
+            failures.append(error)
+
+    thread = threading.Thread(target=flush, name="flush", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    for error in failures:
+        raise error
+    os.fsync(file.fileno())
 
 
 def write_entries(file: BinaryIO, tensor: Tensor) -> None:
