@@ -13,7 +13,7 @@ from dimat.errors import UsageError
 from dimat.merge.api import Fold, State
 from dimat.merge.digest import digest_of, slices_of
 from dimat.merge.source import Source, check_finite, widened
-from dimat.merge.survey import Found, run_survey
+from dimat.merge.survey import OFFSET, Found, run_survey
 
 _CACHED_ENTRIES = 1 << 16
 Stats = Mapping[str, Source]
@@ -172,7 +172,8 @@ def _step(
     if arrival.fold.digests:
         assert arrival.digest is not None
         found["digest"] = torch.frombuffer(bytearray.fromhex(arrival.digest), dtype=torch.uint8)
-        found["offset"] = torch.tensor(offset)
+    if arrival.fold.digests or arrival.fold.survey is not None:
+        found[OFFSET] = torch.tensor(offset)
     weight = arrival.weight if arrival.weight_of is None else arrival.weight_of(name)
     base = None if base is None else widened(base)
     evidence = {kind: widened(entries) for kind, entries in stats.items()}

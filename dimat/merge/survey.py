@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 
 Found = Mapping[str, torch.Tensor]
+OFFSET = "offset"
+"""Told beside what was found: 0-d int64, where in its tensor a slice starts that is absorbed."""
 
 
 @dataclass(frozen=True, slots=True)

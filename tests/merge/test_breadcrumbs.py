@@ -65,13 +65,17 @@ def test_a_small_tensor_is_not_emptied(trim: str) -> None:
     assert merged["w"].tolist() == [0, -3, 0]
 
 
-@pytest.mark.parametrize("trim", ["row", "tensor"])
-def test_equal_magnitudes_are_treated_alike(trim: str) -> None:
-    x = torch.tensor([5.0, 2.0, -2.0, 2.0, 1.0])
-    merged = fold("breadcrumbs", [{"w": x}], base={"w": torch.zeros(5)}, scale=1, density=0.2, gamma=0.2, trim=trim)
-    assert merged["w"].tolist() == [0, 2, -2, 2, 0]
-    same = fold("breadcrumbs", [{"w": torch.ones(5)}], base={"w": torch.zeros(5)}, scale=1, gamma=0.4, trim=trim)
-    assert same["w"].tolist() == [1] * 5
+@pytest.mark.parametrize(
+    ("trim", "kept", "same"),
+    [("row", [0, 2, -2, 2, 0], [1, 1, 1, 1, 1]), ("tensor", [0, 2, 0, 0, 0], [0, 0, 1, 0, 0])],
+)
+def test_equal_magnitudes(trim: str, kept: list[float], same: list[float]) -> None:
+    """Alike in rows; as many as were asked for in tensors, in their order."""
+    x, base = torch.tensor([5.0, 2.0, -2.0, 2.0, 1.0]), {"w": torch.zeros(5)}
+    merged = fold("breadcrumbs", [{"w": x}], base=base, scale=1, density=0.2, gamma=0.2, trim=trim)
+    assert merged["w"].tolist() == kept
+    merged = fold("breadcrumbs", [{"w": torch.ones(5)}], base=base, scale=1, gamma=0.4, trim=trim)
+    assert merged["w"].tolist() == same
 
 
 def test_tensors_are_sliced_where_rows_are_not_needed() -> None:

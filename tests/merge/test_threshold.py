@@ -34,6 +34,23 @@ def test_every_rank_is_that_of_a_sort(values: list[float], size: int, data: st.D
     assert surveyed(pieces, *ranks) == [ordered[rank - 1] for rank in ranks]
 
 
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(few_floats, min_size=1, max_size=40), size=st.integers(1, 40), data=st.data())
+def test_places_are_those_of_a_stable_sort(values: list[float], size: int, data: st.DataObject) -> None:
+    x = torch.tensor(values)
+    ranks = data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=3))
+    pieces = [(piece, torch.zeros_like(piece)) for piece in x.split(size)]
+    found = run_survey(magnitudes_of_rank("tensor", lambda n: ranks, places=True), lambda: pieces)
+    order = np.argsort(-np.abs(x.numpy()), kind="stable")
+    expected = [int(order[rank - 1]) for rank in ranks]
+    places = found["places"].tolist()
+    if places[-1] == threshold.BEHIND_ALL:  # right where no equal entry ranks later
+        equal = np.abs(x.numpy()) == abs(values[expected[-1]])
+        assert expected[-1] == np.flatnonzero(equal)[-1]
+        places[-1] = expected[-1]
+    assert places == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("piece_entries", [64, 1 << 20])
 def test_it_ranks_the_difference_in_float32(

@@ -1,6 +1,7 @@
 """TIES against plain implementations over the flattened model, and where its sources differ."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from dimat.merge import fold, make_fold
+from dimat.merge.trial import Models, try_out
 
 Array = npt.NDArray[np.float64]
 SHAPES = {"a": (6, 11), "b": (40,), "c": (3,), "d": (2, 3, 5)}
@@ -19,6 +21,11 @@ def plain_ties(taus: Array, weights: Sequence[float], density: float, trim: str,
 
     def top(row: Array) -> Array:
         k = max(1, int(density * row.size))
+        if trim == "tensor":  # exactly k, of equal ones the first
+            kept = np.zeros_like(row)
+            order = np.argsort(-np.abs(row), kind="stable")[:k]
+            kept[order] = row[order]
+            return kept
         return np.where(np.abs(row) >= np.sort(np.abs(row))[-k], row, 0)
 
     if trim == "global":
@@ -60,6 +67,37 @@ def test_it_is_the_plain_method(seed: int, trim: str, density: float, combine: s
     )  # fmt: skip
     expected = base + 0.7 * plain_ties(taus, weights, density, trim, combine)
     np.testing.assert_allclose(flattened(merged), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("ties", {"density": 0.4}), ("breadcrumbs", {"density": 0.3, "gamma": 0.25}), ("ties", {"rescale": "l1"})],
+)
+@pytest.mark.parametrize("slice_entries", [1, 3, 7])
+def test_as_many_are_kept_as_were_asked_for(method: str, options: dict[str, Any], slice_entries: int) -> None:
+    """However many are equal, and however the tensor is cut into slices."""
+    generator = torch.Generator().manual_seed(slice_entries)
+    taus = torch.randint(-2, 3, (3, 40), generator=generator).float()
+    zeros = {"w": torch.zeros(40)}
+    models = Models(zeros, tuple({"w": tau} for tau in taus), ({},) * 3, (1.0,) * 3)
+    trial = try_out(make_fold(method, {"trim": "tensor", **options}), models)
+    whole = trial.whole()["w"]
+    assert torch.equal(trial.sliced(slice_entries)["w"], whole)
+    one = fold(method, [{"w": taus[0]}], base=zeros, trim="tensor", **options)["w"]
+    share, outliers = options.get("density", 0.2), int(options.get("gamma", 0) * 40)
+    order = np.argsort(-taus[0].abs().numpy(), kind="stable")[outliers : outliers + int(share * 40)]
+    assert set(torch.nonzero(one)[:, 0].tolist()) == {place for place in order.tolist() if taus[0, place]}
+
+
+def test_small_updates_in_bfloat16_are_trimmed_to_their_share() -> None:
+    """Most of them are one or two units in the last place: equal."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(10_000, generator=generator).bfloat16()
+    model = (base.float() + 1e-3 * torch.randn(10_000, generator=generator)).bfloat16()
+    merged = fold("ties", [{"w": model}], base={"w": base}, density=0.2, trim="tensor")["w"]
+    changed = int((model != base).sum())
+    assert changed > 2000, "the test needs more changes than are kept"
+    assert int((merged != base).sum()) == 2000
 
 
 def test_the_share_is_of_the_whole_model() -> None:

@@ -12,9 +12,9 @@ from dimat.merge.election import election
 from dimat.merge.options import choice, flag, number
 from dimat.merge.pool import weighted_sum
 from dimat.merge.registry import merge_method
-from dimat.merge.survey import Found
+from dimat.merge.survey import OFFSET, Found
 from dimat.merge.taskvector import keeping_l1, task_vector_fold
-from dimat.merge.threshold import MAGNITUDES, magnitudes_of_rank
+from dimat.merge.threshold import MAGNITUDES, PLACES, magnitudes_of_rank
 
 
 @merge_method
@@ -31,15 +31,16 @@ def breadcrumbs(
     """Mask outliers and small changes, then sum: theta_0 + scale * sum_i w_i (m_i * tau_i).
 
     In every row of n entries (the last axis), m_i drops the int(gamma * n) entries of largest |tau_i| and keeps the
-    int(density * n) that come next, at least one. Outliers give way where both do not fit in. Entries that are
-    equal to the largest or to the smallest one kept are all kept, so that the answer does not hang on their order;
-    magnitudes are compared in float32.
+    int(density * n) that come next, at least one. Outliers give way where both do not fit in. Magnitudes are compared
+    in float32. In rows, entries that are equal to the largest or to the smallest one kept are all kept, so that the
+    answer does not hang on their order.
 
     Where sources differ:
 
     - What is ranked: the paper's code takes rows (`trim="row"`, which reads tensors whole); mergekit takes each tensor
-      (`trim="tensor"`). In mergekit before 0.1.5 a tensor with gamma * n < 1 lost every entry; here it loses no
-      outlier.
+      (`trim="tensor"`). Of a tensor exactly as many are kept as by mergekit; earlier entries count as larger than equal
+      ones, where mergekit takes any. In mergekit before 0.1.5 a tensor with gamma * n < 1 lost every entry; here it
+      loses no outlier.
     - The paper's code and mergekit keep nothing where density * n < 1; here one entry stays.
     - Signs: the paper sums (`signs="none"`); mergekit's breadcrumbs_ties elects signs first (`signs="ties"`), entries
       whose sum is zero taking the positive side.
@@ -90,12 +91,18 @@ def breadcrumbs(
         return _keep_between(tau, magnitudes, ordered[:, 1:], ordered[:, :1])
 
     def by_tensor(tau: torch.Tensor, survey: Found) -> tuple[torch.Tensor, float]:
-        highest, lowest = survey[MAGNITUDES]
-        return _keep_between(tau, tau.to(torch.float32).abs(), lowest, highest)
+        (highest, lowest), (first, last) = survey[MAGNITUDES], (survey[PLACES] - survey[OFFSET]).tolist()
+        magnitudes = tau.to(torch.float32).abs().reshape(-1)
+        kept = magnitudes.ge(lowest).logical_and_(magnitudes.le(highest))
+        # Outliers equal to the largest one kept stand before it; what is equal to the smallest and dropped, behind it.
+        before, behind = slice(0, max(first, 0)), slice(max(last + 1, 0), None)
+        kept[before].logical_and_(magnitudes[before] != highest)
+        kept[behind].logical_and_(magnitudes[behind] != lowest)
+        return tau.mul_(kept.reshape(tau.shape)), 1.0
 
     mask = by_row if rows else by_tensor
     fold = task_vector_fold(pool, scale=scale, prepare=keeping_l1(mask) if rescaled else mask)
-    survey = None if rows else magnitudes_of_rank("tensor", ranks)
+    survey = None if rows else magnitudes_of_rank("tensor", ranks, places=True)
     return replace(fold, survey=survey, elementwise=not (rows or rescaled))
 
 
