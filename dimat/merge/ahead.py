@@ -106,8 +106,10 @@ class _Lane:
             entries = None if x is None else Entries(x)
         else:
             entries = self._feed.model(number, step)
+        taken = 0 if entries is None else sum(one.nbytes for one in (entries.x, *entries.stats.values()))
         with self._changed:
-            self._ready.append((number, step, entries, size))
+            self._held += taken - size  # a model's own dtype may be wider, and statistics come on top
+            self._ready.append((number, step, entries, taken))
             self._changed.notify_all()
 
     def take(self, number: int, step: Step) -> Entries | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tracemalloc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,7 +70,24 @@ class Demand:
 
 
 def demand_of(kind: Kind) -> Demand:
-    """What the tensor takes."""
+    """What the tensor takes.
+
+    A trial has a few models only. Where dtypes differ several are tried, since a state may grow when a wider one comes:
+    those that come first, the widest, and the narrowest one before the widest.
+    """
+    numbers = range(len(kind.folds))
+    widest = sorted(numbers, key=lambda i: -kind.dtypes[i].itemsize)
+    orders = [list(numbers)]
+    if len({dtype.itemsize for dtype in kind.dtypes}) > 1:
+        orders += [widest, [widest[-1], *widest[:-1]]]
+    tried = [
+        _demand(replace(kind, folds=[kind.folds[i] for i in order], dtypes=[kind.dtypes[i] for i in order]))
+        for order in orders
+    ]
+    return Demand(*(max(found) for found in zip(*map(_numbers, tried), strict=True)))
+
+
+def _demand(kind: Kind) -> Demand:
     entries = torch.Size(kind.shape).numel()
     num_models = min(len(kind.folds), 2)
     demand = _extrapolated(kind, entries, num_models)

@@ -97,11 +97,11 @@ def plan_within(given: Given, limit_bytes: int) -> Plan:
     """
     import psutil
 
-    demands = {kind.name: (kind, demand_of(kind)) for kind in largest_kinds(given)}
+    demands = [(kind, demand_of(kind)) for kind in largest_kinds(given)]
     held = psutil.Process().memory_info().rss + MARGIN_BYTES  # after the trials: what they have loaded stays
     if not demands:
         return Plan(0, 0, tight=True)
-    kind, demand = max(demands.values(), key=lambda pair: pair[1].fold)
+    kind, demand = max(demands, key=lambda pair: pair[1].fold)
     least = held + int(SLACK * demand.fold)
     if least > limit_bytes:
         raise UsageError(
@@ -110,7 +110,7 @@ def plan_within(given: Given, limit_bytes: int) -> Plan:
             f"{mebibytes(limit_bytes)}",
             hint=f"the least limit that would do: --memory {mebibytes(least + SPARE_BYTES)}",
         )
-    look = int(SLACK * max(demand.look for _, demand in demands.values()))
+    look = int(SLACK * max(demand.look for _, demand in demands))
     plan = default_plan(len(given.models))
     for num_lanes in range(plan.num_lanes, 0, -1):
         # Whatever its share, a lane reads one step's entries when it has none ready.
@@ -122,14 +122,22 @@ def plan_within(given: Given, limit_bytes: int) -> Plan:
 
 
 def largest_kinds(given: Given) -> list[Kind]:
-    """The largest tensor of each sort (sliced or whole, number of axes, dtypes): others of the sort take less."""
+    """The largest tensors of each sort (sliced or whole, number of axes, dtypes): others of the sort take less.
+
+    Largest by entries, and of those that are taken whole also by the smaller side: a decomposition takes memory by the
+    square of that.
+    """
     largest: dict[tuple[object, ...], tuple[int, Kind]] = {}
     for name, info in given.models[0].tensors.items():
         kind, entries = given.kind(name)
         sort = (entries < info.num_entries, len(info.shape), kind.dtypes, kind.base, kind.out)
-        if sort not in largest or entries > largest[sort][0]:
-            largest[sort] = entries, kind
-    return [kind for _, kind in largest.values()]
+        sizes = {"entries": entries}
+        if len(kind.shape) > 1 and entries:
+            sizes["side"] = min(kind.shape[0], entries // kind.shape[0])
+        for measure, size in sizes.items():
+            if (measure, *sort) not in largest or size > largest[measure, *sort][0]:
+                largest[measure, *sort] = size, kind
+    return list({kind.name: kind for _, kind in largest.values()}.values())
 
 
 def state_bytes(given: Given) -> int:

@@ -105,3 +105,19 @@ def test_a_base_that_is_not_read_costs_nothing() -> None:
         for step in STEPS:
             assert ahead.base(step) is None
             assert ahead.model(0, step).x.tolist() == [0]
+
+
+@pytest.mark.parametrize("with_stats", [False, True])
+def test_a_lane_counts_what_it_really_holds(with_stats: bool) -> None:
+    """Twice of what the first model's dtype would be: by a wider dtype, or by statistics."""
+
+    class Wide(Recorder):
+        def model(self, i: int, step: Step) -> Entries:
+            x = self.answer(i, step)
+            return Entries(x, stats={"fisher": x}) if with_stats else Entries(x.double())
+
+    feed = Wide()
+    with ReadAhead(feed, STEPS, 1, 2, 8 * SIZE) as ahead:
+        settled(feed)
+        assert sum(number == 0 for number, _ in feed.asked) == 4
+        assert ahead.model(0, STEPS[0]).x.numel() == 10

@@ -15,7 +15,7 @@ import torch
 from dimat.errors import UsageError
 from dimat.merge import Fold, demand, make_fold
 from dimat.merge.demand import Kind, demand_of
-from dimat.merge.memory import SLACK, SPARE_BYTES, Given, default_plan, plan_within, state_bytes
+from dimat.merge.memory import SLACK, SPARE_BYTES, Given, default_plan, largest_kinds, plan_within, state_bytes
 from dimat.merge.source import InMemory
 from dimat.merge.stream import merge_files
 from dimat.modelfile import ModelFile, open_model, write_model
@@ -101,6 +101,26 @@ def test_large_integers_keep_within_it_too(tmp_path: Path) -> None:
     assert found["peak"] <= found["limit"]
 
 
+def test_a_later_model_of_a_wider_dtype_keeps_within_it_too(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for i, dtype in enumerate([torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float64]):
+        tensors = {f"layers.{n}": torch.randn(1000, 2000, generator=generator).to(dtype) for n in range(6)}
+        write_model(tmp_path / f"model-{i}.safetensors", tensors)
+    found = run(tmp_path, "model_stock", {}, 205 * MEBIBYTE)
+    assert found["peak"] <= found["limit"]
+
+
+def test_a_small_square_beside_a_large_strip_keeps_within_it_too(tmp_path: Path) -> None:
+    """The strip has more entries, the square takes more memory to decompose."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(3):
+        tensors = {f"strips.{n}": torch.randn(16, 80_000, generator=generator) for n in range(3)}
+        tensors |= {f"squares.{n}": torch.randn(1100, 1100, generator=generator) for n in range(4)}
+        write_model(tmp_path / f"model-{i}.safetensors", tensors)
+    found = run(tmp_path, "opcm", {}, 190 * MEBIBYTE)
+    assert found["peak"] <= found["limit"]
+
+
 # ---- what does not fit
 
 
@@ -153,6 +173,21 @@ def test_slices_take_the_same_however_large_the_tensor() -> None:
     assert kinds[0].shape == kinds[1].shape
     whole = dataclasses.replace(mean, elementwise=False)
     assert [given(whole, (2000, size)).kind("t0")[0].shape for size in (200, 400)] == [(2000, 200), (2000, 400)]
+
+
+def test_the_largest_are_found_by_entries_and_by_the_smaller_side() -> None:
+    whole = given(make_fold("opcm"), (4, 100), (15, 15), (10, 10), (30,), (40,), (2, 3, 50), (9, 4, 4), ())
+    assert {kind.name for kind in largest_kinds(whole)} == {"t0", "t1", "t4", "t5", "t6", "t7"}
+
+
+@pytest.mark.parametrize("wide", [0, 2, 4])
+def test_a_trial_counts_the_widest_dtype_wherever_it_comes(wide: int) -> None:
+    mean = make_fold("mean")
+    dtypes = [torch.float64 if i == wide else torch.bfloat16 for i in range(5)]
+    found = demand_of(dataclasses.replace(kind(mean, (50_000,), 5), dtypes=dtypes))
+    both = demand_of(dataclasses.replace(kind(mean, (50_000,), 2), dtypes=[torch.float64, torch.bfloat16]))
+    for got, least in zip(dataclasses.astuple(found), dataclasses.astuple(both), strict=True):
+        assert least - 2000 <= got <= 1.5 * least
 
 
 # ---- trials
