@@ -10,6 +10,8 @@ import torch
 
 import dimat.hashing
 from dimat.cli.app import main
+from dimat.cli.merge import _read_anyway
+from dimat.cli.merge_words import Request, read_words
 from dimat.hashing import Begun, HashAhead, HashedFile
 from dimat.merge import make_fold
 from dimat.merge.digest import Digest, digest_of
@@ -168,6 +170,17 @@ def test_the_command_hashes_ahead(
         assert not ended.value.code
     assert seen == [(), (model, model)]
     capsys.readouterr()
+
+
+def test_models_of_recipes_are_hashed_too(tmp_path: Path, model: Path) -> None:
+    for file, text in {
+        "ours.yaml": f"method: mean\nmodels: [{model}, {model}]\n",
+        "theirs.yaml": f"merge_method: task_arithmetic\nbase_model: {model}\nmodels: [{{model: {model}, parameters: "
+        "{weight: 1}}]\n",
+    }.items():
+        (tmp_path / file).write_text(text)
+        request = Request(None, (), tmp_path / "out.safetensors", recipe=tmp_path / file)
+        assert _read_anyway(read_words(request), request) == (model, model)
 
 
 def test_stopping_takes_no_longer_than_a_chunk(tmp_path: Path) -> None:

@@ -139,7 +139,11 @@ def _read_anyway(words: Words, request: Request) -> tuple[Path, ...]:
     """The models that a merge will hash."""
     if request.dry_run or words.align is not None:
         return ()
-    return (*words.models, *([words.base] if words.base else []))
+    models = list(words.models)
+    if words.mergekit is not None:
+        models = [Path(one.model) for _, sources in words.mergekit.parts for one in sources]
+    base = words.base if words.mergekit is None else words.mergekit.base_model
+    return (*models, *([Path(base)] if base else []))
 
 
 def _check_room(job: Job, out: Path) -> Prepared | None:

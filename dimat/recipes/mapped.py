@@ -155,6 +155,8 @@ def _check_count(method: str, base: str | None, paths: Sequence[str]) -> None:
 def _unheard(recipe: MergekitRecipe, spec: Spec) -> list[str]:
     """A remark for every parameter that has no effect where it stands."""
     told = []
+    if recipe.chat_template is not None:
+        told.append("'chat_template' has no effect: the one of the model whose tokenizer is taken is kept")
     for part, sources in recipe.parts:
         for where, settings, known in [
             ("parameters", recipe.parameters, (*spec.shared, *spec.each)),

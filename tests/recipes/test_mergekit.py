@@ -67,10 +67,12 @@ def test_parameters_without_effect_are_told(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         found = plan(
             TIES.replace("{weight: 1}}]", "{weight: 1, lambda: 2}}]") + "parameters: {int8_mask: 1, gamma: 2}\n"
+            "chat_template: auto\n"
         )
     told = " / ".join(found.remarks)
     assert "'lambda' of model" in told
     assert "'gamma' of parameters has no effect on ties" in told
+    assert "'chat_template' has no effect" in told
     assert "int8_mask" not in told
     assert "int8_mask is left out" in caplog.text
 

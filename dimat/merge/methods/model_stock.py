@@ -38,6 +38,8 @@ def model_stock(*, filter_wise: bool = False) -> Fold:
     - More than two models: the paper speaks of one angle; mean pairwise cosine is mergekit's reading, and ours.
     - A model that did not move (tau = 0) has no direction: its cosines count as 0, as in mergekit, and t shrinks.
     - One model gives that model. mergekit refuses fewer than two.
+    - Tiny task vectors: mergekit divides by ||tau_i|| ||tau_j|| or 1e-6, whichever is larger, so that tensors whose
+      updates have norms below about 1e-3 stay nearer to the base; here angles do not depend on lengths, as published.
     - c < 0 gives t < 0, as published: the merge steps behind the base. Where 1 + (N - 1) c vanishes (task
       vectors that cancel) the base is kept, as in mergekit 0.1.5.
     - filter_wise: one t for each output unit, which is a row of the first axis with all that follows; vectors and
