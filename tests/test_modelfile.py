@@ -596,3 +596,15 @@ def test_a_disk_that_fails_on_the_way_fails_the_writing(tmp_path: Path, monkeypa
     with pytest.raises(DimatError, match="cannot be written: Input/output error"):
         write_streamed(tmp_path / "m.safetensors", layout, coming(), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """In a container every process may be number 1."""
+    (tmp_path / "like").mkdir()
+    (tmp_path / "like" / "config.json").write_text("{}")
+    write_model(tmp_path / "like" / "model.safetensors", {"w": torch.ones(2)})
+    leftover = tmp_path / f".out.{os.getpid()}.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    write_model(tmp_path / "out", {"w": torch.ones(2)}, like=open_model(tmp_path / "like"))
+    assert open_model(tmp_path / "out").read("w").tolist() == [1, 1]

@@ -227,7 +227,9 @@ def merged_integers(tensors: Iterable[torch.Tensor], base: torch.Tensor | None) 
         if largest is None:
             largest = tensor.clone()
         elif base is None and not torch.equal(largest, tensor):  # also: torch cannot compare wide unsigned integers
-            largest = torch.from_numpy(np.asarray(np.maximum(largest.numpy(), tensor.numpy())))
+            largest = torch.from_numpy(np.asarray(np.maximum(largest.cpu().numpy(), tensor.cpu().numpy()))).to(
+                tensor.device
+            )
     assert largest is not None
     return largest if base is None else base.clone()
 

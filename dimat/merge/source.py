@@ -56,6 +56,10 @@ class InMemory:
     """The tensor that is read in slices just now, where flattening it takes a copy."""
 
     def __post_init__(self) -> None:
+        for name, tensor in self.state.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+                what = tensor.layout if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise UsageError(f"tensor {name!r} of {self.label} is {what}, expected a dense tensor")
         known = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in self.state.items()}
         object.__setattr__(self, "tensors", known)
 

@@ -8,6 +8,7 @@ folders are written beside, fsynced and renamed.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -177,8 +178,9 @@ def travels(name: str) -> bool:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name in the same folder; what was written there becomes `path` at the end, or vanishes."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # in containers the number of a process comes again
+    beside = path.with_name(f".{path.name}.{own}.partial")
+    aside = path.with_name(f".{path.name}.{own}.replaced")
     try:
         yield beside
         if beside.is_dir():

@@ -94,3 +94,13 @@ def test_what_is_not_finite_is_named(dtype: torch.dtype) -> None:
         with pytest.raises(UsageError, match="holds Inf"):
             check_finite(torch.tensor([1.0, -float("inf")]).to(dtype), "w", "a")
     check_finite(torch.zeros(0, dtype=dtype), "w", "a")
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"), [(None, "NoneType"), (3.0, "float"), (torch.eye(2).to_sparse(), "torch.sparse_coo")]
+)
+def test_what_is_no_dense_tensor_is_named(entry: object, what: str) -> None:
+    """Modules may keep None under `_extra_state`."""
+    state = {"w": torch.ones(2), "layer._extra_state": entry}
+    with pytest.raises(UsageError, match=rf"'layer\._extra_state' of model 0 is {what}, expected a dense tensor"):
+        fold("mean", [state])  # type: ignore[list-item]
