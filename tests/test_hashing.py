@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_models_of_recipes_are_hashed_too(tmp_path: Path, model: Path) -> None:
         (tmp_path / file).write_text(text)
         request = Request(None, (), tmp_path / "out.safetensors", recipe=tmp_path / file)
         assert _read_anyway(read_words(request), request) == (model, model)
+
+
+def test_pythons_lock_is_shared_as_before(model: Path) -> None:
+    before = sys.getswitchinterval()
+    with HashAhead([model]) as ahead:
+        assert sys.getswitchinterval() <= dimat.hashing.SWITCH_INTERVAL_S
+        ahead.stop()
+        assert sys.getswitchinterval() == before
+        sys.setswitchinterval(before * 2)
+    try:
+        assert sys.getswitchinterval() == pytest.approx(before * 2), "stopped already: not touched again"
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_stopping_takes_no_longer_than_a_chunk(tmp_path: Path) -> None:

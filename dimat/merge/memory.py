@@ -27,7 +27,7 @@ from dimat.merge.source import Source
 LANE_BYTES = 16 << 20
 """What a lane may have ready: enough that neither side waits for long."""
 MOST_LANES = 8
-_SWITCH_INTERVAL_S = 3e-4
+_SWITCH_INTERVAL_S = 1e-3
 MARGIN_BYTES = 32 << 20
 """Code that is loaded on the way, thread stacks, headers, the allocator's own holes."""
 SPARE_BYTES = 16 << 20

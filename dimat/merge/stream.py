@@ -29,6 +29,7 @@ from dimat.merge.engine import Folded, check_models, finish, fold_step, scalars_
 from dimat.merge.feed import DirectFeed, Feed, Schedule
 from dimat.merge.memory import Given, Plan, default_plan, plan_within, shared_cores, state_bytes, steady_memory
 from dimat.merge.noted import CountedReads, HashingFeed, Progress
+from dimat.merge.side_by_side import may_go_side_by_side, side_by_side
 from dimat.merge.source import OnDisk, Source, TensorInfo
 from dimat.merge.spill import Spill, check_room
 from dimat.modelfile import Layout, ModelFile, check_out, lay_out, write_streamed
@@ -157,8 +158,7 @@ def merge_files(
 
         schedule = Schedule(method, arrivals, layout.names)
         with ReadAhead(feed, schedule, len(models), plan.num_lanes, plan.lane_bytes) as ahead:
-            parts = _parts(schedule, ahead, anchor, room)
-            merged = _finished(method, parts, layout)
+            merged = _finished(schedule, ahead, anchor, room, layout, tight=plan.tight)
             if not plan.tight and all(fold.elementwise for fold in (method, *each)):  # slices: ready ones take little
                 merged = computed_apart(merged, _MOST_READY)
             with closing(_pieces(merged, layout, written)) as pieces:
@@ -224,12 +224,22 @@ def _parts(
 
 
 def _finished(
-    method: Fold, parts: Generator[tuple[Folded, Mapping[str, float]]], layout: Layout
+    schedule: Schedule, feed: Feed, base: Source | None, room: Path, layout: Layout, *, tight: bool
 ) -> Generator[tuple[str, torch.Tensor]]:
     """Name and merged entries of every step, in the order of the layout."""
-    with closing(parts):
+    method, arrivals = schedule.method, schedule.arrivals
+
+    def merged(part: Folded, scalars: Mapping[str, float]) -> tuple[str, torch.Tensor]:
+        return part.name, finish(method, part, scalars, layout.shapes[part.name][0])
+
+    if may_go_side_by_side(method, arrivals) and not tight:
+        yield from side_by_side(
+            lambda step, taken: merged(fold_step(method, arrivals, step, taken), {}), arrivals, schedule, feed
+        )
+        return
+    with closing(_parts(schedule, feed, base, room)) as parts:
         for part, scalars in parts:
-            yield part.name, finish(method, part, scalars, layout.shapes[part.name][0])
+            yield merged(part, scalars)
 
 
 def _pieces(merged: Generator[tuple[str, torch.Tensor]], layout: Layout, written: Digest) -> Generator[torch.Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dimat.errors import SchemaError, UsageError
+from dimat.merge import fold
 from dimat.merge.source import InMemory, OnDisk, Source, TensorInfo, check_alike, check_finite, check_statistics
 from dimat.modelfile import open_model, write_model
 
