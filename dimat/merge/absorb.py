@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dimat.errors import UsageError
-from dimat.merge.api import Fold, State
+from dimat.merge.api import Fold, State, owned_step
 from dimat.merge.digest import digest_of, slices_of
 from dimat.merge.source import Source, check_finite, widened
 from dimat.merge.survey import OFFSET, Found, run_survey
@@ -137,9 +137,12 @@ def absorb_read(
     survey: Found,
     stats: Mapping[str, torch.Tensor],
 ) -> State:
-    """`absorb_tensor` for entries whose statistics were read, and which were checked, where they were read."""
+    """`absorb_tensor` for entries whose statistics were read, and which were checked, where they were read.
+
+    The state must be the caller's own: it may be changed.
+    """
     fold = arrival.fold.of(name, arrival.source.tensors[name].shape)
-    return _step(fold.absorb, arrival, state, name, x, base, offset, survey, stats)
+    return _step(owned_step(fold.absorb), arrival, state, name, x, base, offset, survey, stats)
 
 
 def read_stats(arrival: Arrival, name: str, x: torch.Tensor, offset: int) -> dict[str, torch.Tensor]:

@@ -53,6 +53,21 @@ class Absorb(Protocol):
         """
 
 
+def with_owned(absorb: Absorb, owned: Absorb) -> Absorb:
+    """`absorb`, which has `owned` beside it: the same step for a state that nobody else holds and that may be changed.
+
+    The same bits in less time. It belongs to the function, so that a fold with another `absorb` does not keep it.
+    """
+    absorb.owned = owned  # type: ignore[attr-defined]  # a function takes attributes
+    return absorb
+
+
+def owned_step(absorb: Absorb) -> Absorb:
+    """The step for a state that nobody else holds."""
+    found: Absorb = getattr(absorb, "owned", absorb)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Fold:
     """One merge method with its options bound."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dimat.errors import DimatError
-from dimat.merge.api import Fold, State
+from dimat.merge.api import Fold, State, owned_step
 from dimat.merge.declared import declared_problems, documented
 from dimat.merge.registry import make_fold
 from dimat.merge.survey import run_survey
@@ -115,6 +115,16 @@ def _pure(method: Fold) -> Iterator[str]:
             yield f"{what} changed a tensor of a model, its statistics or the base: copy before writing"
 
 
+def _owned(method: Fold) -> Iterator[str]:
+    def in_place(fold: Fold) -> Fold:
+        return replace(fold, absorb=owned_step(fold.absorb), tailor=None)
+
+    own = replace(in_place(method), tailor=lambda name, shape: in_place(method.of(name, shape)))
+    got, expected = (_trial(one).absorbed() for one in (own, method))
+    if not _same(_flat(got), _flat(expected)):
+        yield "its step for a state of its own gives other bits than absorb: keep the order of operations"
+
+
 def _repeated(method: Fold) -> Iterator[str]:
     trial = _trial(method)
     once = trial.whole()
@@ -204,6 +214,7 @@ def _equal(method: Fold) -> Iterator[str]:
 CHECKS: dict[str, Callable[[Fold], Iterable[str]]] = {
     "storing the state": _stored,
     "taking steps twice": _pure,
+    "taking steps in place": _owned,
     "folding models again": _repeated,
     "folding in slices": _slices,
     "folding in another order": _orders,

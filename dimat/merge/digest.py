@@ -41,8 +41,7 @@ class Digest:
         known = self._known_bytes(name) - done * info.dtype.itemsize
         done += entries.numel()
         if known < entries.nbytes:
-            content = entries.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            running.update(content[max(known, 0) :])
+            running.update(_content(entries)[max(known, 0) :])
         if done < info.num_entries:
             self._running[name] = info, done, running
         else:  # the hash itself goes at once: small objects that stay break up the memory between large ones that go
@@ -82,6 +81,21 @@ def slices_of(info: TensorInfo, slice_entries: int = SLICE_ENTRIES) -> Iterator[
         yield 0, 0
     for start in range(0, info.num_entries, slice_entries):
         yield start, min(start + slice_entries, info.num_entries)
+
+
+def hash_tensor(source: Source, name: str, begun: Begun | None = None) -> Begun:
+    """All of a tensor hashed, going on from what was; its entries are read slice by slice."""
+    info = source.tensors[name]
+    running, known = (hashlib.sha256(), 0) if begun is None else (begun.running.copy(), begun.num_bytes)
+    for start, stop in slices_of(info):
+        first, end = start * info.dtype.itemsize, stop * info.dtype.itemsize
+        if end > known:
+            running.update(_content(source.read(name, start, stop))[max(known - first, 0) :])
+    return Begun(info.num_entries * info.dtype.itemsize, running)
+
+
+def _content(entries: torch.Tensor) -> memoryview:
+    return entries.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest_of(source: Source, begun: Mapping[str, Begun] | None = None) -> str:

@@ -38,7 +38,7 @@ def election(*, normalize: bool, majority: bool = False) -> Pool:
     >>> pool = election(normalize=True)
     >>> state = {"weight": torch.zeros(())}
     >>> for tau in ([3.0, -1.0], [1.0, -2.0], [-2.0, 4.0]):
-    ...     state = pool.add(state, torch.tensor(tau), 1.0, 1.0, False)
+    ...     state = pool.add(state, torch.tensor(tau), 1.0, 1.0, False, False)
     >>> pool.read(state, {})
     tensor([2., 4.])
     """
@@ -58,16 +58,16 @@ def election(*, normalize: bool, majority: bool = False) -> Pool:
     return Pool(add=_add, combine=sum_of_states, read=read, measure=_elected_signs if majority else None)
 
 
-def _add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool) -> State:
+def _add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool, own: bool) -> State:
     towards = torch.clamp_min if w >= 0 else torch.clamp_max  # entries with w * tau > 0
     positive = towards(tau, 0)
     negative = tau.clamp_max_(0) if w >= 0 else tau.clamp_min_(0)
     sign = -1.0 if undo else 1.0
     answer = {"weight": state["weight"] + sign * abs(w)}
     for side, part in (("positive", positive), ("negative", negative)):
-        answer[side] = plus(state.get(side), part, sign * w * factor)
+        answer[side] = plus(state.get(side), part, sign * w * factor, own)
         speakers = f"{side}_weight"
-        answer[speakers] = plus(state.get(speakers), part.ne_(0), sign * w)
+        answer[speakers] = plus(state.get(speakers), part.ne_(0), sign * w, own)
     return answer
 
 

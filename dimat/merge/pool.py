@@ -21,15 +21,15 @@ class Pool:
     """Where prepared task vectors are collected; a pool without any has only 0-d tensors in its state.
 
     Attributes:
-        add: (state, tau, w, factor, undo) -> state with factor * tau of weight w taken in, or out again when undo;
-            tau may be changed in place, the state may not.
+        add: (state, tau, w, factor, undo, own) -> state with factor * tau of weight w taken in, or out again when undo;
+            tau may be changed in place, and the state where it is the pool's own.
         combine: joins two states that both hold task vectors.
         read: (state, scalars) -> the merged update; the caller does not change it.
         measure: see `Fold.measure`.
         removable: whether `add` knows undo.
     """
 
-    add: Callable[[State, torch.Tensor, float, float, bool], State]
+    add: Callable[[State, torch.Tensor, float, float, bool, bool], State]
     combine: Callable[[State, State], State]
     read: Callable[[State, Mapping[str, float]], torch.Tensor]
     measure: Callable[[State], Mapping[str, float]] | None = None
@@ -51,9 +51,13 @@ def plus_weight(held: torch.Tensor, more: torch.Tensor | float) -> torch.Tensor:
     return torch.zeros_like(total) if abs(float(total)) <= NOTHING * (abs(float(held)) + abs(float(more))) else total
 
 
-def plus(held: torch.Tensor | None, part: torch.Tensor, by: float) -> torch.Tensor:
-    """The new tensor held + by * part, in one pass; by * part where nothing is held yet."""
-    return part * by if held is None else torch.add(held, part, alpha=by)
+def plus(held: torch.Tensor | None, part: torch.Tensor, by: float, own: bool = False) -> torch.Tensor:
+    """The tensor held + by * part, in one pass; by * part where nothing is held yet. An `own` one is changed."""
+    if held is None:
+        return part * by
+    if own and held.dtype == part.dtype:
+        return held.add_(part, alpha=by)
+    return torch.add(held, part, alpha=by)
 
 
 def weighted_sum(*, normalize: bool) -> Pool:
@@ -62,9 +66,9 @@ def weighted_sum(*, normalize: bool) -> Pool:
     State: `sum` like the tensor, `weight` 0-d float64.
     """
 
-    def add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool) -> State:
+    def add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool, own: bool) -> State:
         w = -w if undo else w
-        return {"weight": plus_weight(state["weight"], w), "sum": plus(state.get("sum"), tau, w * factor)}
+        return {"weight": plus_weight(state["weight"], w), "sum": plus(state.get("sum"), tau, w * factor, own)}
 
     def read(state: State, scalars: Mapping[str, float]) -> torch.Tensor:
         del scalars

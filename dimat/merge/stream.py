@@ -24,7 +24,7 @@ from dimat.merge.absorb import Arrival, arrive
 from dimat.merge.ahead import ReadAhead
 from dimat.merge.apart import computed_apart
 from dimat.merge.api import Fold
-from dimat.merge.digest import Digest, digest_of
+from dimat.merge.digest import Digest, digest_of, hash_tensor
 from dimat.merge.engine import Folded, check_models, finish, fold_step, scalars_of
 from dimat.merge.feed import DirectFeed, Feed, Schedule
 from dimat.merge.memory import Given, Plan, default_plan, plan_within, shared_cores, state_bytes, steady_memory
@@ -176,7 +176,11 @@ def _arrive_all(
     reads: Progress,
     begun: Sequence[Mapping[str, Begun]],
 ) -> list[Arrival]:
-    """Every model looked over, several at a time."""
+    """Every model looked over, several at a time; where digests are asked for, several tensors at a time."""
+
+    def hash_rest(place: tuple[int, str]) -> tuple[int, str, Begun]:
+        i, name = place
+        return i, name, hash_tensor(given.models[i], name, begun[i].get(name))
 
     def look_over(i: int) -> Arrival:
         return arrive(
@@ -185,12 +189,17 @@ def _arrive_all(
             given.base,
             1.0 if weights is None else float(weights[i]),
             given.stats[i] if given.stats else None,
-            digest=digest_of(given.models[i], begun[i]) if given.folds[i].digests else None,
+            digest=digest_of(given.models[i], hashed[i]) if given.folds[i].digests else None,
             weight_of=None if weight_of is None else lambda name: weight_of(name, i),
         )
 
     with ThreadPoolExecutor(max(plan.num_lanes, 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        hashed = [dict(one) for one in begun]
         try:
+            named = [i for i, fold in enumerate(given.folds) if fold.digests]
+            places = [(i, name) for i in named for name, one in given.models[i].tensors.items() if one.num_entries]
+            for i, name, whole in pool.map(hash_rest, places):
+                hashed[i][name] = whole
             return list(pool.map(look_over, range(len(given.models))))
         except BaseException:  # Ctrl-C, NaN in one of them: the others are not looked over to their ends
             reads.stopped = True

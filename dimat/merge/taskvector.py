@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from dimat.merge.api import Absorb, Fold, State
+from dimat.merge.api import Absorb, Fold, State, with_owned
 from dimat.merge.pool import Pool, holds_nothing
 from dimat.merge.survey import Found
 
@@ -61,7 +61,7 @@ def task_vector_fold(pool: Pool, *, scale: float = 1.0, prepare: Prepare | None 
         prepare: what is done to each task vector first; nothing when None.
     """
 
-    def step(undo: bool) -> Absorb:
+    def step(undo: bool, own: bool = False) -> Absorb:
         def absorb(
             state: State,
             x: torch.Tensor,
@@ -75,7 +75,7 @@ def task_vector_fold(pool: Pool, *, scale: float = 1.0, prepare: Prepare | None 
             tau, factor = task_vector(x, base), 1.0
             if prepare is not None:
                 tau, factor = prepare(tau, survey or {})
-            return pool.add(state, tau, w, factor, undo)
+            return pool.add(state, tau, w, factor, undo, own)
 
         return absorb
 
@@ -93,7 +93,7 @@ def task_vector_fold(pool: Pool, *, scale: float = 1.0, prepare: Prepare | None 
 
     return Fold(
         init=_init,
-        absorb=step(undo=False),
+        absorb=with_owned(step(undo=False), step(undo=False, own=True)),
         combine=combine,
         finish=finish,
         remove=step(undo=True) if pool.removable else None,

@@ -39,6 +39,18 @@ def good():
     """A mean."""
     return method()
 
+def counts_twice_in_place():
+    """A mean."""
+    from dimat.merge.api import with_owned
+
+    def absorb(*args, **kwargs):
+        return _absorb(*args, **kwargs)
+
+    def owned(state, x, base, w, stats=None, survey=None):
+        return _absorb(_absorb(state, x, base, w), x, base, w)
+
+    return method(absorb=with_owned(absorb, owned))
+
 def undocumented():
     return method()
 
@@ -223,6 +235,7 @@ def test_a_method_that_keeps_its_contract_has_no_problem(own: Path, name: str) -
         ("divides_by_the_distance", "equal their base raised UsageError"),
         ("surveys_slices", "survey finds something else in slices"),
         ("views", "row-major order"),
+        ("counts_twice_in_place", "a state of its own gives other bits"),
     ],
 )
 def test_a_broken_promise_is_found(own: Path, name: str, words: str) -> None:

@@ -36,8 +36,8 @@ def magmax(*, scale: float = 0.5) -> Fold:
     return task_vector_fold(Pool(_add, _combine, _read, removable=False), scale=number("scale", scale))
 
 
-def _add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool) -> State:
-    del factor, undo
+def _add(state: State, tau: torch.Tensor, w: float, factor: float, undo: bool, own: bool) -> State:
+    del factor, undo, own
     arriving = {"weight": state["weight"] + abs(w), "tau": tau, "magnitude": tau.abs().mul_(abs(w))}
     if w == 0:
         return state

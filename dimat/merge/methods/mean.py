@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
-from dimat.merge.api import Fold, State
+from dimat.merge.api import Fold, State, with_owned
 from dimat.merge.options import flag
-from dimat.merge.pool import plus_weight
+from dimat.merge.pool import plus, plus_weight
 from dimat.merge.registry import merge_method
 
 
@@ -53,11 +54,14 @@ def _absorb(
     w: float,
     stats: Mapping[str, torch.Tensor] | None = None,
     survey: Mapping[str, torch.Tensor] | None = None,
+    own: bool = False,
 ) -> State:
     del base, stats, survey
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    total = torch.add(state["sum"], wide, alpha=w) if "sum" in state else wide * w
-    return {"weight": plus_weight(state["weight"], w), "sum": total}
+    return {"weight": plus_weight(state["weight"], w), "sum": plus(state.get("sum"), wide, w, own)}
+
+
+with_owned(_absorb, partial(_absorb, own=True))
 
 
 def _remove(
