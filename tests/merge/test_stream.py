@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 
 from dimat.errors import DimatError, SchemaError, UsageError
-from dimat.merge import Fold, fold_models, make_fold
-from dimat.merge.digest import SLICE_ENTRIES, digest_of
+from dimat.merge import Fold, fold_models, make_fold, stream
+from dimat.merge.digest import digest_of
 from dimat.merge.source import InMemory, OnDisk
-from dimat.merge.stream import Merged, merge_files
+from dimat.merge.stream import ROOMY_SLICE_ENTRIES, Merged, merge_files
 from dimat.modelfile import ModelFile, open_model, write_model
 
 NUM_MODELS = 3
-LARGE = (SLICE_ENTRIES + 901) // 500, 500  # a little more than a slice
+LARGE = (ROOMY_SLICE_ENTRIES + 901) // 500, 500  # a little more than a slice
 
 Tensors = dict[str, torch.Tensor]
 
@@ -415,3 +415,30 @@ def test_the_digest_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
     files = on_disk(tmp_path, [model(0)])
     merged = merge_files(make_fold("mean"), files, tmp_path / "out.safetensors")
     assert merged.input_digests[0] == merged.digest == digest_of(InMemory("a", model(0)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("dare", {"signs": "ties"}), ("ties", {"trim": "tensor"}), ("mean", {})]
+)
+def test_threads_and_slices_change_no_bit(
+    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side with two threads, in large slices; one after another with one, in small ones."""
+    generator = torch.Generator().manual_seed(0)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for path in paths:
+        write_model(path, {"w": torch.randn(1_300_000, generator=generator), "b": torch.randn(7, generator=generator)})
+    base, *models = map(open_model, paths)
+    before, digests, used = torch.get_num_threads(), set(), []
+    real = stream.side_by_side
+    monkeypatch.setattr(stream, "side_by_side", lambda *given: used.append(1) or real(*given))
+    try:
+        for num_threads, slice_entries in [(1, 1 << 16), (2, 1 << 19), (2, 1 << 18)]:
+            torch.set_num_threads(num_threads)
+            monkeypatch.setattr(stream, "ROOMY_SLICE_ENTRIES", slice_entries)
+            out = tmp_path / f"out-{num_threads}-{slice_entries}.safetensors"
+            digests.add(merge_files(make_fold(method, options), models, out, base=base).digest)
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
+    assert len(used) == (2 if method == "dare" else 0)

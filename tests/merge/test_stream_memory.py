@@ -184,10 +184,11 @@ def test_the_largest_are_found_by_entries_and_by_the_smaller_side() -> None:
 def test_a_trial_counts_the_widest_dtype_wherever_it_comes(wide: int) -> None:
     mean = make_fold("mean")
     dtypes = [torch.float64 if i == wide else torch.bfloat16 for i in range(5)]
+    demand_of(kind(mean, (10,)))  # what is loaded at the first trial is in no later one
     found = demand_of(dataclasses.replace(kind(mean, (50_000,), 5), dtypes=dtypes))
     both = demand_of(dataclasses.replace(kind(mean, (50_000,), 2), dtypes=[torch.float64, torch.bfloat16]))
     for got, least in zip(dataclasses.astuple(found), dataclasses.astuple(both), strict=True):
-        assert least - 2000 <= got <= 1.5 * least
+        assert 0.99 * least <= got <= 1.5 * least
 
 
 # ---- trials
