@@ -89,7 +89,7 @@ class HashAhead:
                     self._hash(file, buffer)
                     if self._stopped.is_set():
                         return
-            except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            except (OSError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 continue
 
     def _hash(self, path: Path, buffer: memoryview) -> None:

@@ -127,7 +127,10 @@ def test_damaged_files_are_passed_over(tmp_path: Path, model: Path, content: byt
     damaged.write_bytes(content)
     entry = b'{"a": {"data_offsets": [0, 99999999]}, "b": {"data_offsets": [5, 1]}, "c": {}}'
     (tmp_path / "lies.safetensors").write_bytes(len(entry).to_bytes(8, "little") + entry + bytes(10))
-    found = hashed(tmp_path / "absent", damaged, tmp_path / "lies.safetensors", model)
+    far = b'{"a": {"data_offsets": [%d, %d]}}' % (2**70, 2**71)
+    (tmp_path / "far.safetensors").write_bytes(len(far).to_bytes(8, "little") + far)
+    names = ("absent", "damaged.safetensors", "lies.safetensors", "far.safetensors")
+    found = hashed(*(tmp_path / name for name in names), model)
     assert sorted(begun_of(open_model(model), found)) == ["a", "b"]
 
 

@@ -96,7 +96,8 @@ def fold_neighbourhood(
     """
     models = {agent.id: mine, **others}
     order = sorted(models)
-    merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order], agent.base)
+    base = mine if agent.method.own_base else agent.base
+    merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order], base)
     # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
     return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}
 

@@ -90,7 +90,7 @@ class Agent:
 
     def remember_base(self) -> None:
         """Take the model as it is now for the base of the next merge, where the method has one."""
-        if self.method.needs_base or self.method.norms:
+        if (self.method.needs_base or self.method.norms) and not self.method.own_base:
             self.base = copy_of(self.model)
 
     def publish(self, kind: str, round: int) -> Payload:

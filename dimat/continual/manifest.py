@@ -20,7 +20,7 @@ from typing import Any
 from dimat.errors import DimatError, UsageError
 from dimat.plugins import closest
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "ledger.json"
 JOURNAL = "journal.sqlite"
 ALIGNMENT = "alignment.json"

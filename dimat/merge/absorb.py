@@ -136,13 +136,14 @@ def absorb_read(
     offset: int,
     survey: Found,
     stats: Mapping[str, torch.Tensor],
+    own: bool = False,
 ) -> State:
     """`absorb_tensor` for entries whose statistics were read, and which were checked, where they were read.
 
-    The state must be the caller's own: it may be changed.
+    A state that is the caller's own, which the fold's `absorb` has made, may be changed.
     """
     fold = arrival.fold.of(name, arrival.source.tensors[name].shape)
-    return _step(owned_step(fold.absorb), arrival, state, name, x, base, offset, survey, stats)
+    return _step(owned_step(fold.absorb) if own else fold.absorb, arrival, state, name, x, base, offset, survey, stats)
 
 
 def read_stats(arrival: Arrival, name: str, x: torch.Tensor, offset: int) -> dict[str, torch.Tensor]:
@@ -175,7 +176,7 @@ def _step(
     if arrival.fold.digests:
         assert arrival.digest is not None
         found["digest"] = torch.frombuffer(bytearray.fromhex(arrival.digest), dtype=torch.uint8)
-    if arrival.fold.digests or arrival.fold.survey is not None:
+    if found or arrival.fold.digests:
         found[OFFSET] = torch.tensor(offset)
     weight = arrival.weight if arrival.weight_of is None else arrival.weight_of(name)
     base = None if base is None else widened(base)

@@ -49,6 +49,11 @@ class ReadAhead:
         for lane in self._lanes:
             lane.close()
 
+    def stop(self) -> None:
+        """Give nothing any more: who asks gets an InterruptedError. For a thread that is to end soon."""
+        for lane in self._lanes:
+            lane.stop()
+
     def base(self, step: Step) -> torch.Tensor | None:
         """See `Feed.base`."""
         if not self._lanes:
@@ -115,7 +120,9 @@ class _Lane:
     def take(self, number: int, step: Step) -> Entries | None:
         """The next entries, which are those of model `number` at `step`."""
         with self._changed:
-            while not self._ready:
+            while not self._ready or self._closed:
+                if self._closed:
+                    raise InterruptedError("the merge has ended")
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
@@ -125,11 +132,15 @@ class _Lane:
         assert (for_number, for_step) == (number, step), "entries are asked for in another order than they are read"
         return entries
 
-    def close(self) -> None:
-        """Stop the thread, and let go of what it holds."""
+    def stop(self) -> None:
+        """Read no more, give no more, and let go of what is ready."""
         with self._changed:
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop, and wait for the thread."""
+        self.stop()
         if self.thread.ident is not None:
             self.thread.join()

@@ -48,23 +48,26 @@ class Absorb(Protocol):
             base: the same tensor of the common ancestor, for folds with `needs_base`; else None.
             w: the model's weight, finite.
             stats: the model's statistics of this tensor by kind, shaped like `x`, for folds with `stats`.
-            survey: what was found before: the results of `Fold.survey`, and for folds with `digests` also `digest`
-                (32 bytes, uint8) and `offset` (0-d int64, position of the first entry of `x` in its whole tensor).
+            survey: what was found before: the results of `Fold.survey`; for folds with `digests` also `digest` (32
+                bytes, uint8). Either comes with `offset` (0-d int64, position of the first entry of `x` in its whole
+                tensor), so that no survey may call a result by that name.
         """
 
 
 def with_owned(absorb: Absorb, owned: Absorb) -> Absorb:
     """`absorb`, which has `owned` beside it: the same step for a state that nobody else holds and that may be changed.
 
-    The same bits in less time. It belongs to the function, so that a fold with another `absorb` does not keep it.
+    The same bits in less time. It belongs to this very function: neither a fold with another `absorb` keeps it, nor a
+    wrapper that takes over the function's attributes.
     """
-    absorb.owned = owned  # type: ignore[attr-defined]  # a function takes attributes
+    absorb.owned = absorb, owned  # type: ignore[attr-defined]  # a function takes attributes
     return absorb
 
 
 def owned_step(absorb: Absorb) -> Absorb:
     """The step for a state that nobody else holds."""
-    found: Absorb = getattr(absorb, "owned", absorb)
+    belongs_to, owned = getattr(absorb, "owned", (absorb, absorb))
+    found: Absorb = owned if belongs_to is absorb else absorb
     return found
 
 
@@ -80,6 +83,8 @@ class Fold:
     """Take a model out again, for additive folds: remove(absorb(state, x, ...), x, ...) is state up to rounding."""
     needs_base: bool = False
     """Whether the models' common ancestor takes part (as in task vectors)."""
+    own_base: bool = False
+    """Whether the base that an agent gives is its own present model, not that of its last merge."""
     commutative: bool = True
     """Whether the order of arrival does not matter; else the order is recorded."""
     memory: Literal["constant", "linear"] = "constant"

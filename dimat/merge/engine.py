@@ -214,7 +214,8 @@ def fold_step(method: Fold, arrivals: Sequence[Arrival], step: Step, feed: Feed)
     squared = []
     for i, arrival in enumerate(arrivals):
         entries = feed.model(i, step)
-        state = absorb_read(arrival, state, name, entries.x, anchor, step.start, entries.found, entries.stats)
+        given = name, entries.x, anchor, step.start, entries.found, entries.stats
+        state = absorb_read(arrival, state, *given, own=i > 0)  # what init gave may share memory with the base
         if method.norms and anchor is not None:
             squared.append(squared_distance(entries.x, anchor))
     return Folded(name, info, step.start, step.stop, state, anchor, squared=tuple(squared))
@@ -236,8 +237,15 @@ def scalars_of(method: Fold, arrivals: Sequence[Arrival], parts: Iterable[Folded
             values.append(value)
     totals = Totals()
     for arrival, values in zip(arrivals, squared, strict=True):
-        totals = totals.with_model(arrival.weight, math.fsum(values) ** 0.5)
-    return totals.scalars({key: math.fsum(values) for key, values in measures.items()})
+        totals = totals.with_model(arrival.weight, _exact_sum(values) ** 0.5)
+    return totals.scalars({key: _exact_sum(values) for key, values in measures.items()})
+
+
+def _exact_sum(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:  # squares of numbers that nobody trains
+        return math.inf
 
 
 def finish(method: Fold, part: Folded, scalars: Mapping[str, float], dtype: torch.dtype | None = None) -> torch.Tensor:

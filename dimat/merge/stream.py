@@ -161,12 +161,17 @@ def merge_files(
         roomy = memory_bytes is None and not method.needs_scalars  # sums over slices shall be rounded alike everywhere
         schedule = Schedule(method, arrivals, layout.names, ROOMY_SLICE_ENTRIES if roomy else SLICE_ENTRIES)
         with ReadAhead(feed, schedule, len(models), plan.num_lanes, plan.lane_bytes) as ahead:
-            merged = _finished(schedule, ahead, anchor, room, layout, tight=plan.tight)
+            merged = _finished(schedule, ahead, anchor, room, layout, alone=memory_bytes is not None)
             if not plan.tight and all(fold.elementwise for fold in (method, *each)):  # slices: ready ones take little
                 merged = computed_apart(merged, _MOST_READY)
             with closing(_pieces(merged, layout, written)) as pieces:
                 notes = models[0].metadata if metadata is None else metadata
-                write_streamed(out, layout, pieces, notes, like=like or models[0], extra_files=extras)
+                try:
+                    write_streamed(out, layout, pieces, notes, like=like or models[0], extra_files=extras)
+                except BaseException:  # Ctrl-C, a full disk: threads that read shall end at their next tensor
+                    reads.stopped = True
+                    ahead.stop()
+                    raise
         reads.complete()
         return result()
 
@@ -236,15 +241,15 @@ def _parts(
 
 
 def _finished(
-    schedule: Schedule, feed: Feed, base: Source | None, room: Path, layout: Layout, *, tight: bool
+    schedule: Schedule, feed: Feed, base: Source | None, room: Path, layout: Layout, *, alone: bool
 ) -> Generator[tuple[str, torch.Tensor]]:
-    """Name and merged entries of every step, in the order of the layout."""
+    """Name and merged entries of every step, in the order of the layout; one step at a time where `alone`."""
     method, arrivals = schedule.method, schedule.arrivals
 
     def merged(part: Folded, scalars: Mapping[str, float]) -> tuple[str, torch.Tensor]:
         return part.name, finish(method, part, scalars, layout.shapes[part.name][0])
 
-    if may_go_side_by_side(schedule) and not tight:
+    if may_go_side_by_side(schedule) and not alone:
         yield from side_by_side(
             lambda step, taken: merged(fold_step(method, arrivals, step, taken), {}), schedule, feed
         )

@@ -55,10 +55,17 @@ def test_what_a_method_needs_and_is_comes_as_json(dimat: Dimat) -> None:
     methods = listed(dimat)
     assert sorted(methods) == sorted(builtin_methods())
     assert {name for name, one in methods.items() if one["order_matters"]} == {"opcm", "slerp"}
-    assert {name for name, one in methods.items() if not one["needs"]} == {"mean", "slerp"}
+    assert {name for name, one in methods.items() if not one["needs"]} == {
+        "krum",
+        "mean",
+        "median",
+        "slerp",
+        "trimmed_mean",
+    }
     assert methods["fisher"]["needs"] == ["fisher"]
     assert methods["ties"]["needs"] == ["a base"]
-    assert {one["memory"] for one in methods.values()} == {"constant"}
+    holds_all = {name for name, one in methods.items() if one["memory"] == "linear"}
+    assert holds_all == {"clipping", "krum", "median", "trimmed_mean"}
     assert methods["mean"]["removable"] and not methods["magmax"]["removable"]
     assert methods["ties"]["options"][0] == {
         "name": "density",
@@ -95,7 +102,7 @@ def test_formulas_keep_their_lines(dimat: Dimat) -> None:
 def test_a_wrong_name_answers_with_the_closest(dimat: Dimat) -> None:
     code, _, err = dimat("methods", "tise")
     assert code == 2
-    assert "unknown merge method 'tise'. Did you mean 'ties'? Available: breadcrumbs, dare," in err
+    assert "unknown merge method 'tise'. Did you mean 'ties'? Available: breadcrumbs, clipping, dare," in err
 
 
 def test_a_users_method_with_an_option_that_must_be_given(dimat: Dimat, tmp_path: Path) -> None:

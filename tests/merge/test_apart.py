@@ -1,14 +1,17 @@
 """Items that are made on a thread of their own are the same items, and what goes wrong there is told here."""
 
+import signal
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dimat.errors import UsageError
-from dimat.merge import make_fold
+from dimat.merge import make_fold, stream
 from dimat.merge.apart import computed_apart
 from dimat.merge.stream import merge_files
 from dimat.modelfile import open_model, write_model
@@ -88,3 +91,33 @@ def test_a_merge_that_fails_leaves_no_thread(tmp_path: Path) -> None:
         merge_files(make_fold("mean"), models, tmp_path / "out.safetensors")
     assert {thread.name for thread in threading.enumerate()}.isdisjoint({"compute apart", "read ahead", "flush"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_merge_that_is_stopped_ends_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a pass over all models that comes before the first merged entry."""
+    generator = torch.Generator().manual_seed(0)
+    for name in "abc":
+        tensors = {str(i): torch.randn(1000, generator=generator) for i in range(300)}
+        write_model(tmp_path / f"{name}.safetensors", tensors)
+    base, *models = [open_model(tmp_path / f"{name}.safetensors") for name in "abc"]
+    num_steps = 0
+    real = stream.fold_step
+
+    def slow(*given: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        time.sleep(0.01)
+        return real(*given)
+
+    monkeypatch.setattr(stream, "fold_step", slow)
+    monkeypatch.setattr(stream, "write_streamed", lambda *given, **named: _stop_after(given[2]))
+    with pytest.raises(KeyboardInterrupt):
+        merge_files(make_fold("ties"), models, tmp_path / "out.safetensors", base=base)
+    assert num_steps < 250
+
+
+def _stop_after(pieces: Any) -> None:
+    """Ctrl-C while the first piece is waited for."""
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    next(pieces)

@@ -1,6 +1,7 @@
 """The loop of a merge: tensor by tensor, slice by slice, with what a method asks for before and after."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -270,3 +271,25 @@ def test_float64_reaches_beyond_float32() -> None:
 def test_norms_are_taken_of_floats_of_8_bits_too(dtype: torch.dtype) -> None:
     base, model = ({"w": torch.tensor([[1.0, 2.0], [x, 1.0]]).to(dtype)} for x in (1.0, 4.0))
     assert fold("opcm", [model], base)["w"].float().tolist() == model["w"].float().tolist()
+
+
+def test_a_wrapped_step_is_taken_and_not_what_belongs_to_the_one_inside() -> None:
+    """functools.wraps takes over attributes, and a fold with another `absorb` has no other step for its own states."""
+    mean = make_fold("mean")
+
+    @functools.wraps(mean.absorb)
+    def clamped(state: Any, x: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        return mean.absorb(state, x.clamp(-1, 1), *rest, **named)
+
+    models = [{"w": torch.full((3,), 9.0)}] * 3
+    assert fold_models(dataclasses.replace(mean, absorb=clamped), models)["w"].tolist() == [1, 1, 1]
+
+
+def test_an_empty_state_may_share_memory_with_the_base() -> None:
+    mean = make_fold("mean")
+    from_base = dataclasses.replace(
+        mean, init=lambda base: {"weight": torch.ones((), dtype=torch.float64), "sum": base}, needs_base=True
+    )
+    base = {"w": torch.ones(3)}
+    merged = fold_models(from_base, [{"w": torch.full((3,), 4.0)}] * 2, base=base)
+    assert merged["w"].tolist() == [3, 3, 3] and base["w"].tolist() == [1, 1, 1]

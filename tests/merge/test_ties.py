@@ -1,6 +1,7 @@
 """TIES against plain implementations over the flattened model, and where its sources differ."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from dimat.merge import fold, make_fold
+from dimat.merge import fold, fold_models, make_fold
 from dimat.merge.trial import Models, try_out
 
 Array = npt.NDArray[np.float64]
@@ -172,3 +173,12 @@ def test_rescaling_keeps_the_l1_norm_of_each_tensor(method: str) -> None:
         assert float(plain[name].abs().sum()) < float(x.abs().sum())
         torch.testing.assert_close(merged[name].abs().sum(), x.abs().sum())
         torch.testing.assert_close(merged[name], plain[name] * (x.abs().sum() / plain[name].abs().sum()))
+
+
+def test_a_fold_whose_tensors_differ_may_trim_some_only() -> None:
+    """As a recipe with a gradient of densities does: the first tensor is kept whole, and needs no survey."""
+    whole, trimmed = (make_fold("ties", {"trim": "tensor", "density": density}) for density in (1.0, 0.5))
+    mixed = replace(whole, tailor=lambda name, shape: whole if name == "a" else trimmed)
+    model = {"a": torch.arange(4.0), "b": torch.arange(4.0)}
+    merged = fold_models(mixed, [model], base={name: torch.zeros(4) for name in model})
+    assert merged["a"].tolist() == [0, 1, 2, 3] and merged["b"].tolist() == [0, 0, 2, 3]
