@@ -118,6 +118,6 @@ def test_a_merge_that_is_stopped_ends_soon(tmp_path: Path, monkeypatch: pytest.M
 
 def _stop_after(pieces: Any) -> None:
     """Ctrl-C while the first piece is waited for."""
-    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
     next(pieces)
