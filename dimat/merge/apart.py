@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TypeVar
 
@@ -15,12 +15,14 @@ _LOOK_S = 0.1
 """How often a thread that waits for room looks whether anybody still wants what it has."""
 
 
-def computed_apart(items: Generator[T], most: int) -> Generator[T]:
+def computed_apart(items: Generator[T], most: int, stop: Callable[[], None] | None = None) -> Generator[T]:
     """The same items, made ahead on a thread of its own.
 
     Args:
         items: goes on one thread, to its end; closed there, too.
         most: how many items may be ready beside the one that is made and the one that is used.
+        stop: called where the rest is not wanted any more (Ctrl-C, a full disk), so that a long way to the next item
+            ends soon; the thread is waited for.
 
     Raises:
         BaseException: what `items` raises, where its next item would have come.
@@ -62,6 +64,10 @@ def computed_apart(items: Generator[T], most: int) -> Generator[T]:
                 raise failure
             yield item  # type: ignore[misc]  # an item, where there is no failure
             del item
+    except BaseException:
+        if stop is not None:
+            stop()
+        raise
     finally:
         unwanted.set()
         thread.join()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,17 +164,18 @@ def merge_files(
         with ReadAhead(feed, schedule, len(models), plan.num_lanes, plan.lane_bytes) as ahead:
             merged = _finished(schedule, ahead, anchor, room, layout, alone=memory_bytes is not None)
             if not plan.tight and all(fold.elementwise for fold in (method, *each)):  # slices: ready ones take little
-                merged = computed_apart(merged, _MOST_READY)
+                merged = computed_apart(merged, _MOST_READY, partial(_end, reads, ahead))
             with closing(_pieces(merged, layout, written)) as pieces:
                 notes = models[0].metadata if metadata is None else metadata
-                try:
-                    write_streamed(out, layout, pieces, notes, like=like or models[0], extra_files=extras)
-                except BaseException:  # Ctrl-C, a full disk: threads that read shall end at their next tensor
-                    reads.stopped = True
-                    ahead.stop()
-                    raise
+                write_streamed(out, layout, pieces, notes, like=like or models[0], extra_files=extras)
         reads.complete()
         return result()
+
+
+def _end(reads: Progress, ahead: ReadAhead) -> None:
+    """Have threads that read, and those that wait for it, end at their next tensor."""
+    reads.stopped = True
+    ahead.stop()
 
 
 def _arrive_all(
