@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dimat.continual import AlreadyAbsorbed, Ledger
+from dimat.continual.manifest import FORMAT
 from dimat.continual.state import open_state
 from dimat.errors import ConfigError, DimatError, PluginError, SchemaError, UsageError
 from dimat.merge import builtin_methods, fold, make_fold
@@ -321,8 +322,8 @@ def test_open_tells_what_is_no_ledger_and_what_is_newer(base: Path, tmp_path: Pa
     (path / "ledger.json").write_text(json.dumps(told | {"method": "opcm"}))
     with pytest.raises(DimatError, match="was changed since init"):
         Ledger.open(path)
-    (path / "ledger.json").write_text(json.dumps(told | {"format": 2, "needs": "0.9.0", "future": True}))
-    with pytest.raises(UsageError, match=r"is of format 2, which needs dimat 0.9.0; this is dimat"):
+    (path / "ledger.json").write_text(json.dumps(told | {"format": FORMAT + 1, "needs": "0.9.0", "future": True}))
+    with pytest.raises(UsageError, match=rf"is of format {FORMAT + 1}, which needs dimat 0.9.0; this is dimat"):
         Ledger.open(path)
 
 
