@@ -86,6 +86,12 @@ def read_manifest(folder: Path) -> Manifest:
 def _other_format(folder: Path, entries: Mapping[str, Any]) -> None:
     from dimat import __version__
 
+    if entries["format"] < FORMAT:
+        raise UsageError(
+            f"ledger {folder} is of the older format {entries['format']}; this is dimat {__version__}, which reads "
+            f"format {FORMAT}",
+            hint="build it anew from its models: masks and trims of some methods are others now",
+        )
     needs = entries.get("needs", entries.get("dimat", "a newer one"))
     raise UsageError(
         f"ledger {folder} is of format {entries['format']}, which needs dimat {needs}; this is dimat {__version__}, "

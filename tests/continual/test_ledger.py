@@ -325,6 +325,9 @@ def test_open_tells_what_is_no_ledger_and_what_is_newer(base: Path, tmp_path: Pa
     (path / "ledger.json").write_text(json.dumps(told | {"format": FORMAT + 1, "needs": "0.9.0", "future": True}))
     with pytest.raises(UsageError, match=rf"is of format {FORMAT + 1}, which needs dimat 0.9.0; this is dimat"):
         Ledger.open(path)
+    (path / "ledger.json").write_text(json.dumps(told | {"format": FORMAT - 1}))
+    with pytest.raises(UsageError, match=r"is of the older format"):
+        Ledger.open(path)
 
 
 def test_a_state_of_another_ledger_is_refused(make: Any, base: Path, tmp_path: Path) -> None:
