@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dimat.merge.symmetric import eigenvectors, gram_of
-
 MIN_SIGMA = 1e-10
 """Directions with sigma_i at most this share of sigma_1 are rounding: an arbitrary basis of what S does not reach."""
 MIN_EIGENVALUE = 1e-9
@@ -27,6 +25,8 @@ where a decomposition of S itself has eps kappa. Measured against known singular
 unit T are 5e-12 at kappa = 1e3, 4e-10 at 1e4, 2e-8 at 1e5 and 1e-6 at 1e6 (by decomposition 2e-14 to 5e-12)."""
 TIE = 1e-10
 """Shares of the nuclear norm that differ from alpha by less are alpha: rounding must not choose r."""
+_BLOCK = 192
+"""Rows of the Gram matrix that are computed at a time; those right of the diagonal are left out."""
 
 
 def project_off(t: Tensor, s: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
@@ -99,14 +99,25 @@ def gram_basis(wide: Tensor, min_eigenvalue: float = MIN_EIGENVALUE) -> tuple[Te
     None where that is too inaccurate: the smallest eigenvalue is below `min_eigenvalue` of the largest, which every
     rank below m is a case of.
     """
-    gram = gram_of(wide)
-    if not 1e-200 < float(gram.trace()) < 1e200:  # squares that leave the range of float64
+    minus_gram = wide.new_zeros(wide.shape[0], wide.shape[0])  # eigh sorts upwards: so the largest comes first
+    for start in range(0, wide.shape[0], _BLOCK):  # eigh reads the lower triangle alone
+        stop = min(start + _BLOCK, wide.shape[0])
+        torch.addmm(
+            minus_gram[start:stop, :stop],
+            wide[start:stop],
+            wide[:stop].T,
+            beta=0,
+            alpha=-1,
+            out=minus_gram[start:stop, :stop],
+        )
+    trace = -float(minus_gram.diagonal().sum())
+    if not 1e-200 < trace < 1e200:  # squares that leave the range of float64
         return None
-    eigenvalues, u = eigenvectors(gram.neg_())  # of -S S^T: smallest first, so those of S S^T come largest first
-    eigenvalues.neg_()
+    minus_eigenvalues, u = torch.linalg.eigh(minus_gram, UPLO="L")
+    eigenvalues = -minus_eigenvalues
     if not eigenvalues[-1] > min_eigenvalue * eigenvalues[0]:
         return None
-    return u, eigenvalues.sqrt_()
+    return u, eigenvalues.sqrt()
 
 
 def _by_svd(t: Tensor, s: Tensor, alpha: float, out: Tensor) -> Tensor:
