@@ -143,6 +143,20 @@ class StopConfig(Part):
     """Rounds without a better mean accuracy after which the run stops."""
 
 
+class MembershipConfig(Part):
+    """What happens when an agent is not there."""
+
+    lease_s: Annotated[float, Field(ge=3)] = 15.0
+    """Seconds of silence after which an agent counts as lost; agents speak every second."""
+    repair: Literal["bridge", "drop"] = "bridge"
+    """bridge: the neighbours of a lost agent are joined; drop: its edges carry nothing until it is back."""
+    max_staleness: Annotated[int, Field(ge=0)] = 10
+    """An agent that comes back this many rounds behind at most goes on from its own checkpoint; one that is further
+    behind takes a neighbour's model for its start."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How often `dimat run --launch per-agent` starts an agent again that died."""
+
+
 class Reserved(Part):
     """Keys kept for later: nothing may stand here yet."""
 
@@ -165,7 +179,7 @@ class RunConfig(Part):
     exchange: ExchangeConfig = ExchangeConfig()
     stop: StopConfig = StopConfig()
     launch: Reserved = Reserved()
-    membership: Reserved = Reserved()
+    membership: MembershipConfig = MembershipConfig()
     security: Reserved = Reserved()
     faults: Annotated[list[dict[str, Any]], Field(max_length=0)] = []
 

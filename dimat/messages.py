@@ -218,11 +218,30 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """Who is in the graph from a round on. The newest change whose round has come holds.
+
+    It names a round that nobody has begun, so that both ends of an edge know of it in time and use one graph.
+    """
+
+    number: int
+    """Counts up from 1; of two changes for one round the higher holds."""
+    from_round: int
+    away: tuple[int, ...]
+    """All who are not in it, ascending."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Directive:
     """The coordinator's answer to a heartbeat or a report: the round after which everybody stops, once decided."""
 
     stop_after: int | None = None
     reason: str = ""
+    changes: tuple[Change, ...] = ()
+    """The newest changes of the graph, ascending by number."""
+    addresses: Mapping[int, str] = field(default_factory=dict)
+    """Of the agents that came back, where they are now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +297,5 @@ class View:
     """Why the run is in this state, in words."""
     members: tuple[Member, ...] = ()
     newest: RoundSummary | None = None
+    changes: tuple[Change, ...] = ()
+    """The newest changes of the graph, ascending by number."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from dimat.agent.status import Status
-from dimat.messages import Heartbeat
+from dimat.messages import Directive, Heartbeat
 from dimat.transport.base import Control
 
 INTERVAL_S = 1.0
 
 
 class Pulse:
-    """Sends heartbeats between `start` and `close`."""
+    """Sends heartbeats between `start` and `close`; `on_directive` gets each answer, in a thread of its own."""
 
-    def __init__(self, agent: int, session: str, status: Status, control: Control) -> None:
+    def __init__(
+        self, agent: int, session: str, status: Status, control: Control, on_directive: Callable[[Directive], object]
+    ) -> None:
+        self._on_directive = on_directive
         self._agent = agent
         self._session = session
         self._status = status
@@ -35,11 +39,11 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._over.wait(INTERVAL_S):
-            self._beat()
+            self._on_directive(self._beat())
 
-    def _beat(self, *, done: bool = False, error: str = "") -> None:
+    def _beat(self, *, done: bool = False, error: str = "") -> Directive:
         status = self._status
-        self._control.heartbeat(
+        return self._control.heartbeat(
             Heartbeat(
                 agent=self._agent,
                 session=self._session,

@@ -68,6 +68,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         report = replace(report, seconds={**report.seconds, **clock.seconds})
         append_metrics(metrics, report)
         directive, last = control.report(report), number
+        agent.hear(directive)
         if directive.stop_after is not None and number >= directive.stop_after:
             break
     for number in (last - 1, last):
@@ -82,6 +83,6 @@ def _readers_have(agent: Agent, number: int) -> Steps[None]:
     """
     if number < 1 or not agent.merges(number) or agent.mutual(number):
         return
-    readers = tuple(agent.topology.readers(agent.id, number - 1))
+    readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:
         yield Wait("acknowledged", readers, "snapshot", number, agent.config.exchange.timeout_s)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from dimat.agent.build import build_agent
+from dimat.agent.comeback import catch_up, others_at
 from dimat.agent.directory import StoreDirectory, addresses_in
 from dimat.agent.heartbeat import Pulse
 from dimat.agent.live import check_neighbours, introduction, run_rounds
@@ -19,7 +20,7 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted, SchemaError
-from dimat.messages import Schema, View
+from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
 from dimat.transport.base import Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport
@@ -71,13 +72,18 @@ def run_agent(
     address = agent.transport.start()
     register_process(folder, "agent", agent_id, address)
     control = GrpcControl(coordinator)
-    pulse = Pulse(agent_id, session, agent.status, control)
+    pulse = Pulse(agent_id, session, agent.status, control, agent.hear)
     error = ""
     try:
         view = control.join(introduction(agent, address), timeout_s=FORMING_TIMEOUT_S)
+        agent.addresses = dict(_addresses(view, agent, address, directory))
+        agent.transport.connect(agent.addresses)
+        agent.hear(Directive(changes=view.changes))
         pulse.start()
-        agent.transport.connect(_addresses(view, agent, address, directory))
-        _check_neighbours(agent, config.exchange.timeout_s)
+        if others_at(agent.id, view) <= view.start_round:
+            _check_neighbours(agent, config.exchange.timeout_s)
+        else:
+            view = catch_up(agent, view)
         drive(run_rounds(agent, view, control), partial(_wait, agent))
         return agent.status.stop_asked
     except DimatError as failure:

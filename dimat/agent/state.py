@@ -20,11 +20,14 @@ from dimat.agent.status import Status
 from dimat.align import PermutationSpec
 from dimat.config import RunConfig
 from dimat.merge import Fold
-from dimat.messages import Header, Payload, Schema
+from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
-from dimat.topology import Topology
+from dimat.topology import Topology, without_agents
 from dimat.transport.base import Buffer, Fetch, Transport
+
+MAX_REPAIRED = 8
+"""Repaired topologies that are kept: an agent meets two or three at a time."""
 
 
 @dataclass(slots=True)
@@ -59,6 +62,12 @@ class Agent:
     base: dict[str, torch.Tensor] | None = None
     """For methods with a base: this agent's own model after its last merge, before the first one as it started, in its
     present basis. So nothing more than models travels. None for other methods."""
+    changes: tuple[Change, ...] = ()
+    """Who is in the graph from which round on, as the coordinator said last."""
+    addresses: dict[int, str] = field(default_factory=dict)
+    """Where the others are."""
+    repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
+    """The topology by who is away, made when first needed."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
 
@@ -79,14 +88,46 @@ class Agent:
         """Whether whoever reads also is read in `round`: then both ends of an edge can agree to drop it."""
         return self.is_final_merge(round) or not self.topology.graph(round - 1).is_directed()
 
+    def away(self, round: int) -> frozenset[int]:
+        """Who is not in the graph in `round`, as far as this agent knows."""
+        told = [change for change in self.changes if change.from_round <= round]
+        return frozenset(max(told, key=lambda change: change.number).away) if told else frozenset()
+
+    def topology_in(self, round: int) -> Topology:
+        """The topology with the repairs that hold in `round`."""
+        away = self.away(round)
+        if away not in self.repaired:
+            if len(self.repaired) > MAX_REPAIRED:
+                self.repaired.clear()
+            self.repaired[away] = without_agents(self.topology, away, self.config.membership.repair)
+        return self.repaired[away]
+
+    def hear(self, directive: Directive) -> None:
+        """Take over what the coordinator said of the others. Called by the round and by the heartbeat's thread.
+
+        Waits for agents that are away by the newest change end at once.
+        """
+        if directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0):
+            self.changes = directive.changes
+            self.transport.presume_gone(frozenset(self.changes[-1].away) - {self.id})
+        moved = {
+            peer: address
+            for peer, address in directive.addresses.items()
+            if peer != self.id and self.addresses.get(peer) != address
+        }
+        if moved:
+            self.addresses = {**self.addresses, **moved}
+            self.transport.connect(self.addresses)
+
     def row(self, round: int) -> dict[int, float]:
         """The agent's row of the mixing matrix in `round`: weights by agent, self included.
 
         Rounds count from one, those of a topology from zero.
         """
         if self.is_final_merge(round):
-            return dict.fromkeys(range(self.config.agents), 1.0 / self.config.agents)
-        return self.topology.weights(self.id, round - 1)
+            there = [agent for agent in range(self.config.agents) if agent not in self.away(round) - {self.id}]
+            return dict.fromkeys(there, 1.0 / len(there))
+        return self.topology_in(round).weights(self.id, round - 1)
 
     def remember_base(self) -> None:
         """Take the model as it is now for the base of the next merge, where the method has one."""
@@ -101,9 +142,13 @@ class Agent:
 
     def fetch_from(self, peer: int, kind: str, round: int) -> Fetch:
         """The request for a peer's payload, into memory that is used again every round."""
+        return Fetch(peer=peer, kind=kind, round=round, into=self.buffer_for(peer))
+
+    def buffer_for(self, peer: int) -> Buffer:
+        """Memory for what comes from `peer`, used again every round."""
         if peer not in self.buffers:
             self.buffers[peer] = Buffer(self.schema)
-        return Fetch(peer=peer, kind=kind, round=round, into=self.buffers[peer])
+        return self.buffers[peer]
 
     def rounds_held(self) -> tuple[int, ...]:
         """Rounds that this agent can continue from; 0 is the untrained start."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from dimat.config import RunConfig
+from dimat.coordinator.changes import NUM_TOLD
 from dimat.coordinator.convergence import Outcome, Stop
 from dimat.coordinator.membership import Group, Seat, is_of
 from dimat.coordinator.options import Options
@@ -22,7 +23,7 @@ from dimat.coordinator.run import Note, Run, Step, advance, on_beat, on_join, on
 from dimat.coordinator.store import Event, Store, StoredMember
 from dimat.coordinator.view import news, view_of
 from dimat.errors import UsageError
-from dimat.messages import Directive, Heartbeat, Join, Report, View
+from dimat.messages import Change, Directive, Heartbeat, Join, Report, View
 
 NUMBERS_RESERVED = 1000
 """View numbers claimed on disk at a time: a restarted coordinator goes on above all that the last one can have used."""
@@ -38,7 +39,7 @@ class Coordinator:
         config: the run's config.
         diameter: of the topology, in hops (for changing topologies: the rounds that news takes to reach everybody).
         store: an open store; what an earlier coordinator wrote there is taken up.
-        lease_s: seconds of silence after which an agent counts as lost.
+        lease_s: seconds of silence after which an agent counts as lost; None for the config's `membership.lease_s`.
         clock: seconds that only grow, for leases. A clock that stands still means that nobody is ever late.
         wall_clock: seconds since the epoch, for events.
     """
@@ -49,7 +50,7 @@ class Coordinator:
         diameter: int,
         store: Store,
         *,
-        lease_s: float = 15.0,
+        lease_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -159,9 +160,11 @@ class Coordinator:
     def _directive(self, agent: int) -> Directive:
         """What an agent is told. One that waits to begin is not told of a stop that belongs to the time before."""
         run = self._run
+        changes = run.changes[-NUM_TOLD:]
+        addresses = {seat.agent: seat.join.address for seat in run.group.seats if seat.rejoined and seat.join}
         if run.stop is None or (run.stop_restored and run.group.seats[agent].state == "joined"):
-            return Directive(reason=run.reason)
-        return Directive(run.stop.stop_after, run.stop.reason)
+            return Directive(reason=run.reason, changes=changes, addresses=addresses)
+        return Directive(run.stop.stop_after, run.stop.reason, changes, addresses)
 
     def _step(self, step: Callable[[float, Run], Step], report: Report | None = None) -> None:
         """Conclude, then write, then remember: when the disk refuses, nothing has happened."""
@@ -215,6 +218,7 @@ def restore(now: float, store: Store, options: Options) -> Run:
                 heard_s=now,
                 presumed=True,
                 start_round=member.start_round,
+                rejoined=agent in known.get("rejoined", ()),
                 round=last.round if last else member.start_round,
                 at=last.round if last else member.start_round,
                 metrics=last.metrics if last else {},
@@ -235,6 +239,7 @@ def restore(now: float, store: Store, options: Options) -> Run:
         newest=max((report.round for report in newest.values()), default=0),
         stop=stop,
         stop_restored=stop is not None,
+        changes=tuple(Change(**{**told, "away": tuple(told["away"])}) for told in known.get("changes", ())),
     )
 
 
@@ -278,4 +283,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "start": run.group.start_round,
         "reason": run.reason,
         "stop": asdict(run.stop) if run.stop else None,
+        "changes": [asdict(change) for change in run.changes],
+        "rejoined": [seat.agent for seat in run.group.seats if seat.rejoined],
     }

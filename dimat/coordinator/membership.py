@@ -45,6 +45,8 @@ class Seat:
     """Not heard since the coordinator started."""
     start_round: int = 0
     """Its present process went on after this round."""
+    rejoined: bool = False
+    """Its present process came back alone, while the run went on: the others have to learn where it is."""
     round: int = 0
     """The newest round it reported."""
     at: int = 0
@@ -156,6 +158,7 @@ def note_report(now: float, group: Group, report: Report) -> Group:
             heard_s=now,
             presumed=False,
             round=max(seat.round, report.round),
+            at=max(seat.at, report.round),
             metrics=dict(report.metrics) if newest else seat.metrics,
         )
     )
@@ -210,7 +213,15 @@ def apply_start(now: float, group: Group, start: Start) -> Group:
         seat = group.seats[agent]
         round = start.round if start.everyone else max(seat.round, start.round)
         group = group.with_seat(
-            replace(seat, state="running", heard_s=now, start_round=start.round, round=round, at=start.round)
+            replace(
+                seat,
+                state="running",
+                heard_s=now,
+                start_round=start.round,
+                round=round,
+                at=start.round,
+                rejoined=not start.everyone,
+            )
         )
     return replace(group, forming=False, start_round=start.round)
 
@@ -225,7 +236,8 @@ def may_report(now: float, seat: Seat, round: int, options: Options) -> bool:
         case "joined":
             return True
         case "running":
-            return seat.start_round < round
+            # One that came back far behind may begin with a neighbour's model, rounds after its own start.
+            return seat.start_round < round and not (seat.rejoined and round <= seat.round)
         case "done":
             return seat.round < round <= seat.at and now - seat.heard_s <= options.lease_s
         case _:

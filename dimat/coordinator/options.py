@@ -34,7 +34,7 @@ class Options:
     blow_up_floor: float = 10.0
 
     @classmethod
-    def of(cls, config: RunConfig, diameter: int, *, lease_s: float = 15.0) -> Options:
+    def of(cls, config: RunConfig, diameter: int, *, lease_s: float | None = None) -> Options:
         """The options that a run's config asks for."""
         merge = config.merge
         return cls(
@@ -44,7 +44,7 @@ class Options:
             diameter=diameter * merge.every,
             target_accuracy=config.stop.target_accuracy,
             patience=config.stop.patience,
-            lease_s=lease_s,
+            lease_s=config.membership.lease_s if lease_s is None else lease_s,
             linear=merge.method == "mean" and (merge.align == "none" or merge.basis != "each_round"),
         )
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dimat.coordinator import membership
+from dimat.coordinator.changes import after_restart, next_change
 from dimat.coordinator.convergence import Outcome, Stop, decide, interrupt, outcome, upgrade
 from dimat.coordinator.membership import Group, Start
 from dimat.coordinator.options import Options
 from dimat.coordinator.summaries import summarise
-from dimat.messages import Heartbeat, Join, Report, RoundSummary
+from dimat.messages import Change, Heartbeat, Join, Report, RoundSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Run:
     stop_restored: bool = False
     """The decision was read from disk: it may belong to a run that is being continued."""
     outcome: Outcome | None = None
+    changes: tuple[Change, ...] = ()
+    """Who is in the graph from which round on, ascending by number."""
 
     @property
     def state(self) -> str:
@@ -135,7 +138,8 @@ def advance(now: float, run: Run, options: Options) -> Step:
     while (stepped := _complete_round(now, run, options)) is not None:
         run, more = stepped
         notes = (*notes, *more)
-    return _then(notes, _end(now, run, options))
+    run, more = _change_graph(run, options)
+    return _then((*notes, *more), _end(now, run, options))
 
 
 def _lose(now: float, run: Run, options: Options) -> Step:
@@ -183,7 +187,17 @@ def _forget_after(run: Run, start: Start) -> Run:
         newest=start.round,
         stop=stop,
         stop_restored=False,
+        changes=after_restart(run.changes, start.round),
     )
+
+
+def _change_graph(run: Run, options: Options) -> Step:
+    last_round = options.rounds if run.stop is None else run.stop.stop_after
+    change = next_change(run.group, run.changes, run.newest, last_round)
+    if change is None:
+        return run, ()
+    note = Note("graph", f"from round {change.from_round} on: {change.reason}", change.from_round)
+    return replace(run, changes=(*run.changes, change)), (note,)
 
 
 def _complete_round(now: float, run: Run, options: Options) -> Step | None:

@@ -36,7 +36,7 @@ def run_coordinator(
     port: int = 0,
     advertise: str | None = None,
     insecure: bool = False,
-    lease_s: float = 15.0,
+    lease_s: float | None = None,
     grace_s: float = GRACE_S,
     on_address: Callable[[str], None] | None = None,
     parent: int | None = None,
@@ -53,7 +53,7 @@ def run_coordinator(
         port: 0 takes the port that this run's coordinator had before, if it is free, else any.
         advertise: HOST or HOST:PORT that agents dial, where it differs from `host`.
         insecure: allow plain text beyond loopback.
-        lease_s: seconds of silence after which an agent counts as lost.
+        lease_s: seconds of silence after which an agent counts as lost; None for the config's `membership.lease_s`.
         grace_s: seconds between the end of the run and the end of the service.
         on_address: told where it listens, once it does.
         parent: a process without which this one has no purpose; when it has ended, so does this one.
@@ -78,7 +78,7 @@ def run_coordinator(
             server.close()
 
 
-def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float) -> Coordinator:
+def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float | None) -> Coordinator:
     """A coordinator for the store, which must be empty or of the same config."""
     found = store.meta("config")
     if found not in (None, config.digest):

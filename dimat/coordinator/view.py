@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dimat.coordinator.changes import NUM_TOLD
 from dimat.coordinator.membership import Seat
 from dimat.coordinator.run import Run
 from dimat.messages import Member, View
@@ -17,6 +18,7 @@ def view_of(now: float, number: int, run: Run) -> View:
         reason=run.reason,
         members=tuple(_member(now, seat) for seat in run.group.seats),
         newest=run.summaries[-1] if run.summaries else None,
+        changes=run.changes[-NUM_TOLD:],
     )
 
 
@@ -29,6 +31,7 @@ def news(run: Run) -> tuple[object, object]:
         run.reason,
         tuple((seat.state, seat.round, seat.join.address if seat.join else "") for seat in run.group.seats),
         run.summaries[-1].round if run.summaries else 0,
+        run.changes[-1].number if run.changes else 0,
     )
     return important, tuple((seat.phase, seat.waiting) for seat in run.group.seats)
 

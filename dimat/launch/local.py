@@ -51,6 +51,7 @@ class LocalRun:
         self._told: int | None = None
         """The process id of the coordinator that has been told of the first interrupt."""
         self._launchers: list[Child] = []
+        self._num_starts: dict[str, int] = {}
         self._interrupts = 0
         self._forming = True
         self._over = threading.Event()
@@ -111,6 +112,7 @@ class LocalRun:
     def _supervise(self, address: str) -> None:
         """Until all launchers have ended: restart the coordinator, deliver interrupts, notice failures."""
         restarts = 0
+        self._num_starts = dict.fromkeys((child.name for child in self._launchers), 1)
         while any(child.poll() is None for child in self._launchers):
             if self._interrupts > 1:
                 when = "before all agents had joined" if self._forming else "in the middle of a round"
@@ -125,12 +127,34 @@ class LocalRun:
             if self._interrupts == 1 and self._told != self._coordinator.pid and self._coordinator_listens():
                 self._told = self._coordinator.pid
                 self._coordinator.signal(signal.SIGINT)
+            if self._shape == "per-agent" and not self._interrupts:
+                self._start_dead_agents()
             self._over.wait(0.1)
         failed = [child for child in self._launchers if child.poll() != 0]
         if len(failed) == len(self._launchers) or (failed and self._shape == "together"):
             raise failed[0].failure()
         for child in failed:
             log.warning("%s ended with exit code %s; its log: %s", child.name, child.poll(), child.log)
+
+    def _start_dead_agents(self) -> None:
+        """Start agents again that were killed, while others are in their rounds: they come back to them.
+
+        An agent that ended by itself with an error (wrong data, another model) would do so again.
+        """
+        alive = [child for child in self._launchers if child.poll() is None]
+        for child in self._launchers:
+            if child.poll() in (None, 0) or not alive or self._forming or not self._was_killed(child):
+                continue
+            if self._num_starts[child.name] > self._config.membership.restarts:
+                continue
+            log.warning("%s died; starting it again (%d)", child.name, self._num_starts[child.name])
+            self._num_starts[child.name] += 1
+            child.start()
+
+    def _was_killed(self, child: Child) -> bool:
+        """Whether the agent, or its launcher, ended by a signal: torchrun itself ends with 1 then, and says so."""
+        code = child.poll()
+        return code is not None and (code < 0 or "Signal " in child.tail(60))
 
     def _end_strays(self, grace_s: float) -> None:
         """End agents of this run whose launcher died before them; they are known by what they registered."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         without_edges,
     )
     from dimat.topology.picture import draw, save_png
+    from dimat.topology.repair import without_agents
     from dimat.topology.schedule import periodic
     from dimat.topology.source import build
     from dimat.topology.spectral import (
@@ -60,6 +61,7 @@ _HOME = {
     "rounds_per_tenfold": "spectral",
     "save_png": "picture",
     "spectral_gap": "spectral",
+    "without_agents": "repair",
     "without_edges": "mixing",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "rounds_per_tenfold",
     "save_png",
     "spectral_gap",
+    "without_agents",
     "without_edges",
 ]
 

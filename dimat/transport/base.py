@@ -70,7 +70,9 @@ class Buffer:
 
 
 class Transport(Protocol):
-    """One agent's door to its neighbours. Methods are called from one thread; serving goes on beside them."""
+    """One agent's door to its neighbours. Methods are called from one thread, but for `connect` and `presume_gone`;
+    serving goes on beside them.
+    """
 
     def start(self) -> str:
         """Open the door; returns the address at which others fetch. Nothing is served before."""
@@ -96,8 +98,13 @@ class Transport(Protocol):
 
         The acknowledgement of a peer that has published a later round is not waited for: it has given up on this one.
 
+        Peers that are presumed gone (`presume_gone`) are not waited for.
+
         `on_change` is told whom it still waits for and what is known of each («last heard 14 s ago»), when it changes.
         """
+
+    def presume_gone(self, peers: frozenset[int]) -> None:
+        """Do not wait for these peers, from now on and until told otherwise; may be called from another thread."""
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Fetch from all peers at once and acknowledge what arrived whole; a failure is a value, not an exception.

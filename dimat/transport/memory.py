@@ -69,6 +69,7 @@ class MemoryTransport:
         self._schema = schema
         self._hub = hub
         self._store = SnapshotStore(agent, hub.changes)
+        self._gone: frozenset[int] = frozenset()
 
     def start(self) -> str:
         """Be found by the others; returns an address that nobody needs."""
@@ -97,12 +98,18 @@ class MemoryTransport:
         return frozenset(peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) >= wait.round)
 
     def settled(self, wait: Wait) -> frozenset[int]:
-        """Those of `wait.peers` for whom waiting is over: they have done it, or have gone on to a later round."""
+        """Those of `wait.peers` for whom waiting is over: they have done it, have gone on to a later round, or gone."""
+        gone = self._gone & frozenset(wait.peers)
         if wait.what == "published":
-            return self.ready(wait)
+            return self.ready(wait) | gone
         doors = ((peer, self._hub.find(peer)) for peer in wait.peers)
         gone_on = {peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) > wait.round}
-        return self.ready(wait) | gone_on
+        return self.ready(wait) | gone_on | gone
+
+    def presume_gone(self, peers: frozenset[int]) -> None:
+        """Do not wait for these peers."""
+        self._gone = peers
+        self._hub.changes.bump()
 
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Sleep until all peers have done what is waited for, or the time is over; returns those who have."""

@@ -367,3 +367,46 @@ def test_who_has_gone_on_to_a_later_round_is_not_waited_for(make: Make) -> None:
     bob.publish(snapshot(state(), 2, 1))
     # Waiting for bob to the end would outlast the test's own limit.
     assert alice.wait(Wait("acknowledged", (1, 2), "snapshot", 1, timeout_s=3600.0)) == {2}
+
+
+@pytest.mark.parametrize("what", ["published", "acknowledged"])
+def test_nobody_waits_for_peers_that_are_presumed_gone(make: Make, what: str) -> None:
+    """Those that came are still told apart; a wait that has begun ends, too, when another thread says so."""
+    schema = schema_of(state())
+    alice, bob, _ = make(schema, schema, schema)
+    alice.publish(snapshot(state(), 1))
+    bob.publish(snapshot(state(), 1, agent=1))
+    if what == "acknowledged":
+        fetched(bob, schema)
+    wait = Wait(what, (1, 2), "snapshot", 1, timeout_s=30.0)  # type: ignore[arg-type]
+    teller = threading.Timer(0.3, lambda: alice.presume_gone(frozenset({2})))
+    teller.start()
+    assert alice.wait(wait) == {1}  # the whole 30 s would run into this test's own limit
+    teller.join()
+    alice.presume_gone(frozenset())
+    assert alice.wait(Wait(what, (2,), "snapshot", 1, timeout_s=0.1)) == frozenset()  # type: ignore[arg-type]
+
+
+def test_a_peer_that_comes_back_elsewhere_is_found_by_those_who_wait(make: Make) -> None:
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    bob.close()
+    again = (
+        MemoryTransport(1, "again", schema, bob._hub)
+        if isinstance(bob, MemoryTransport)
+        else GrpcTransport(1, "again", schema)
+    )
+    try:
+        address = again.start()
+
+        def come_back() -> None:
+            again.publish(snapshot(state(), 1, agent=1))
+            alice.connect({1: address})
+
+        teller = threading.Timer(0.3, come_back)
+        teller.start()
+        assert alice.wait(Wait("published", (1,), "snapshot", 1, timeout_s=30.0)) == {1}
+        teller.join()
+        assert decode(fetched(alice, schema, peer=1))["steps"] == 7
+    finally:
+        again.close()

@@ -153,12 +153,35 @@ class ReportRequest(_message.Message):
     def __init__(self, agent: _Optional[int] = ..., session: _Optional[str] = ..., round: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., weights: _Optional[_Mapping[int, float]] = ..., bytes_received: _Optional[_Mapping[int, int]] = ..., missing: _Optional[_Mapping[int, str]] = ..., moved: _Optional[_Mapping[str, float]] = ..., sketch_before: _Optional[bytes] = ..., sketch_after: _Optional[bytes] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("stop_after", "reason")
+    __slots__ = ("stop_after", "reason", "changes", "addresses")
+    class AddressesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     STOP_AFTER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     stop_after: int
     reason: str
-    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    addresses: _containers.ScalarMap[int, str]
+    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("number", "from_round", "away", "reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    from_round: int
+    away: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, number: _Optional[int] = ..., from_round: _Optional[int] = ..., away: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("after",)
@@ -231,7 +254,7 @@ class RoundSummary(_message.Message):
     def __init__(self, round: _Optional[int] = ..., mean_accuracy: _Optional[float] = ..., min_accuracy: _Optional[float] = ..., mean_accuracy_before_merge: _Optional[float] = ..., consensus_distance: _Optional[float] = ..., consensus_distance_before: _Optional[float] = ..., predicted_contraction: _Optional[float] = ..., observed_contraction: _Optional[float] = ..., mean_loss: _Optional[float] = ..., num_agents: _Optional[int] = ..., num_missing: _Optional[int] = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("number", "state", "start_round", "stop_after", "reason", "members", "newest")
+    __slots__ = ("number", "state", "start_round", "stop_after", "reason", "members", "newest", "changes")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     START_ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +262,7 @@ class View(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     NEWEST_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     number: int
     state: RunState
     start_round: int
@@ -246,4 +270,5 @@ class View(_message.Message):
     reason: str
     members: _containers.RepeatedCompositeFieldContainer[Member]
     newest: RoundSummary
-    def __init__(self, number: _Optional[int] = ..., state: _Optional[_Union[RunState, str]] = ..., start_round: _Optional[int] = ..., stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., newest: _Optional[_Union[RoundSummary, _Mapping]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    def __init__(self, number: _Optional[int] = ..., state: _Optional[_Union[RunState, str]] = ..., start_round: _Optional[int] = ..., stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., newest: _Optional[_Union[RoundSummary, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...

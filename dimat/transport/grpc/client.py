@@ -107,9 +107,9 @@ class PeerClient:
         await self._acknowledge(deadline)
         return payload
 
-    async def close(self) -> None:
-        """Hang up."""
-        await self._channel.close()
+    async def close(self, grace_s: float | None = None) -> None:
+        """Hang up; calls under way may end within `grace_s` seconds."""
+        await self._channel.close(grace_s)
 
     async def _stream(self, receiver: Receiver, deadline: float) -> None:
         """Take frames until the stream ends or breaks."""

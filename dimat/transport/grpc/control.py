@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 
 from dimat.errors import DimatError, NoCoordinator, PeerUnavailable, TransportError, UsageError
 from dimat.messages import Directive, Heartbeat, Join, Report, View
@@ -130,10 +131,14 @@ class GrpcControl:
         return True
 
     def _hear(self, directive: Directive) -> None:
-        """Take a directive over; a stop that was named stands, whatever an answer that was overtaken says."""
+        """Take a directive over; what was named already stands, whatever an answer that was overtaken says."""
         with self._lock:
-            if directive.stop_after is not None or self._directive.stop_after is None:
-                self._directive = directive
+            known = self._directive
+            if directive.stop_after is None and known.stop_after is not None:
+                directive = replace(directive, stop_after=known.stop_after, reason=known.reason)
+            if known.changes and (not directive.changes or directive.changes[-1].number < known.changes[-1].number):
+                directive = replace(directive, changes=known.changes, addresses=known.addresses)
+            self._directive = directive
 
     def _send_kept(self) -> None:
         while True:

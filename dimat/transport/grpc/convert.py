@@ -31,6 +31,7 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     messages.Join: coordinator_pb2.JoinRequest,
     messages.Heartbeat: coordinator_pb2.HeartbeatRequest,
     messages.Report: coordinator_pb2.ReportRequest,
+    messages.Change: coordinator_pb2.Change,
     messages.Directive: coordinator_pb2.Directive,
     messages.Member: coordinator_pb2.Member,
     messages.RoundSummary: coordinator_pb2.RoundSummary,

@@ -20,6 +20,8 @@ from dimat.transport.store import SnapshotStore, wait_for_peers
 UNASKED_S = 0.5
 """How long acknowledgements are awaited before their senders are asked how far they are."""
 
+LAST_WORDS_S = 1.0
+"""How long calls on a line may go on after its peer was found elsewhere."""
 POLL_S = 10.0
 """A held call is renewed this often, so that a neighbour that hangs is told from one that trains."""
 
@@ -62,6 +64,8 @@ class GrpcTransport:
             {SERVICE: self._service.methods()}, bind=bind, port=port, advertise=advertise, insecure=insecure
         )
         self._clients: dict[int, PeerClient] = {}
+        self._gone: frozenset[int] = frozenset()
+        self._closing: set[asyncio.Task[None]] = set()
         self._loop: LoopThread | None = None
 
     def start(self) -> str:
@@ -101,15 +105,16 @@ class GrpcTransport:
         newest: dict[int, int] = {}
         polls = self._running().run(self._start_polls(wait, newest))
         try:
-            return wait_for_peers(
+            wait_for_peers(
                 wait,
                 self._store.changes,
-                lambda: frozenset(peer for peer in wait.peers if newest.get(peer, -1) >= wait.round),
+                lambda: self._gone | {peer for peer in wait.peers if newest.get(peer, -1) >= wait.round},
                 lambda peer: self._known(peer, wait.kind, newest),
                 on_change,
             )
         finally:
             self._running().run(_cancel(polls))
+        return frozenset(peer for peer in wait.peers if newest.get(peer, -1) >= wait.round)
 
     def _wait_for_readers(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None) -> frozenset[int]:
         """Wait for acknowledgements, but not for those of peers that have published a later round.
@@ -125,21 +130,26 @@ class GrpcTransport:
             return self._store.readers(wait.kind, wait.round)
 
         unasked = replace(wait, timeout_s=min(wait.timeout_s, UNASKED_S))
-        came = wait_for_peers(unasked, self._store.changes, readers, known, on_change)
+        came = wait_for_peers(unasked, self._store.changes, lambda: readers() | self._gone, known, on_change)
         if len(came) == len(wait.peers) or wait.timeout_s <= UNASKED_S:
-            return came
+            return readers() & frozenset(wait.peers)
         newest: dict[int, int] = {}
         later = replace(wait, round=wait.round + 1, timeout_s=wait.timeout_s - UNASKED_S)
         polls = self._running().run(self._start_polls(later, newest))
 
         def settled() -> frozenset[int]:
-            return readers() | {peer for peer in wait.peers if newest.get(peer, -1) > wait.round}
+            return readers() | self._gone | {peer for peer in wait.peers if newest.get(peer, -1) > wait.round}
 
         try:
             wait_for_peers(later, self._store.changes, settled, known, on_change)
         finally:
             self._running().run(_cancel(polls))
         return readers() & frozenset(wait.peers)
+
+    def presume_gone(self, peers: frozenset[int]) -> None:
+        """Do not wait for these peers, from now on and until told otherwise."""
+        self._gone = peers
+        self._store.changes.bump()
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Fetch from all peers at the same time and acknowledge what arrived whole; a failure is a value."""
@@ -169,10 +179,12 @@ class GrpcTransport:
             limit = options.max_message_bytes(self._schema)
             self._clients[peer] = PeerClient(self._agent, peer, address, limit)
             if known is not None:
-                await known.close()
+                self._closing.add(closing := asyncio.create_task(known.close(LAST_WORDS_S)))
+                closing.add_done_callback(self._closing.discard)
 
     async def _hang_up(self) -> None:
         await asyncio.gather(*(client.close() for client in self._clients.values()))
+        await _cancel(list(self._closing))
         self._clients.clear()
 
     async def _start_polls(self, wait: Wait, newest: dict[int, int]) -> list[asyncio.Task[None]]:
@@ -190,6 +202,10 @@ class GrpcTransport:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 continue
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                continue  # the old line was hung up because the peer came back elsewhere: ask there
             pause_s = FIRST_PAUSE_S
             newest[peer] = answer.newest.get(wait.kind, -1)
             self._store.changes.bump()
@@ -236,6 +252,12 @@ class GrpcTransport:
             return self._heard(peer)
         said = f"has published round {newest[peer]}" if newest[peer] >= 0 else f"has published no {kind!r} yet"
         return f"{said}, {self._heard(peer)}"
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that somebody has cancelled, and not a call that it waited for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

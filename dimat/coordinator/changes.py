@@ -1,0 +1,89 @@
+"""Who is in the graph, from which round on: decided from the seats, told to the agents as numbered changes.
+
+An agent leaves the graph when it is lost, has failed, or has left before the end; also when it came back far behind
+the others, until it has caught up. A change names a round that nobody has begun: reports are answered before their
+sender goes on, so an agent in round r hears of it before round r + 1, and both ends of an edge use the same graph. An
+agent that does not hear (the coordinator is away) goes on with what it knows; edges on which two differ are dropped at
+both ends by the acknowledgements of each merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dimat.coordinator.membership import Group, Seat
+from dimat.coordinator.options import names
+from dimat.messages import Change
+
+NUM_TOLD = 8
+"""As many of the newest changes are told: agents are a few rounds apart at most."""
+MOST_BEHIND = 1
+"""Rounds that an agent that came back may be behind the newest report and still be waited for; neighbours keep two."""
+
+
+def away_now(changes: Sequence[Change]) -> frozenset[int]:
+    """Who is out of the graph by the newest change."""
+    return frozenset(changes[-1].away) if changes else frozenset()
+
+
+def next_change(group: Group, changes: Sequence[Change], newest: int, last_round: int) -> Change | None:
+    """The change that is due, or None.
+
+    Args:
+        group: all seats; after a restart of the coordinator nothing is decided before every running agent was heard.
+        changes: those made so far, ascending.
+        newest: the newest round that anybody has reported.
+        last_round: after which all agents stop.
+
+    >>> from dataclasses import replace
+    >>> group = replace(Group(tuple(Seat(agent, "running", at=7) for agent in range(3))), forming=False)
+    >>> next_change(group.with_seat(Seat(1, "lost", at=7)), [], newest=6, last_round=20)
+    Change(number=1, from_round=8, away=(1,), reason='without agent 1 (lost)')
+    """
+    running = group.in_state("running")
+    if group.forming or not running or any(seat.presumed for seat in running):
+        return None
+    before = away_now(changes)
+    away = frozenset(seat.agent for seat in group.seats if _is_away(seat, before, newest, last_round))
+    from_round = max(newest + 1, *(seat.at for seat in running)) + 1
+    if away == before or from_round > last_round:
+        return None
+    number = changes[-1].number + 1 if changes else 1
+    return Change(number, from_round, tuple(sorted(away)), _reason(group, before, away))
+
+
+def after_restart(changes: Sequence[Change], start_round: int) -> tuple[Change, ...]:
+    """The changes of a run whose agents all start anew after `start_round`: everybody is in the graph."""
+    kept = tuple(change for change in changes if change.from_round <= start_round)
+    if not away_now(changes) and kept == tuple(changes):
+        return kept
+    number = max(change.number for change in changes) + 1
+    return (*kept, Change(number, start_round + 1, (), "all agents are there"))
+
+
+def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -> bool:
+    match seat.state:
+        case "lost" | "failed":
+            return True
+        case "done":
+            return seat.agent in before or max(seat.at, seat.round) < last_round
+        case "running":
+            if seat.agent in before:
+                return seat.at < newest
+            return seat.rejoined and seat.at < newest - MOST_BEHIND
+        case _:  # whoever has just come back is where it was until it has begun
+            return seat.agent in before
+
+
+def _reason(group: Group, before: frozenset[int], away: frozenset[int]) -> str:
+    parts = []
+    if left := sorted(away - before):
+        why = ", ".join(sorted({_words(group.seats[agent].state) for agent in left}))
+        parts.append(f"without {names(left)} ({why})")
+    if back := sorted(before - away):
+        parts.append(f"{names(back)} back in the graph")
+    return "; ".join(parts)
+
+
+def _words(state: str) -> str:
+    return {"done": "left", "running": "catching up"}.get(state, state)

@@ -1,0 +1,121 @@
+"""Who is in the graph, from which round on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from dimat.coordinator.changes import after_restart, away_now, next_change
+from dimat.coordinator.membership import Group, Seat
+from dimat.messages import Change
+
+RUNNING = replace(Group(tuple(Seat(agent, "running", at=7, round=6) for agent in range(4))), forming=False)
+LAST, LEASE_S = 40, 15.0
+
+
+def change_of(group: Group, changes: tuple[Change, ...] = (), newest: int = 6) -> Change | None:
+    return next_change(group, changes, newest, LAST)
+
+
+def test_nothing_changes_while_everybody_is_there() -> None:
+    assert change_of(RUNNING) is None
+    assert change_of(RUNNING.with_seat(Seat(2, "joined"))) is None
+
+
+def test_a_lost_or_failed_agent_leaves_from_a_round_that_nobody_has_begun() -> None:
+    for state in ("lost", "failed"):
+        change = change_of(RUNNING.with_seat(Seat(2, state)))
+        assert change is not None
+        assert (change.number, change.from_round, change.away) == (1, 8, (2,))
+        assert state in change.reason
+    ahead = RUNNING.with_seat(Seat(2, "lost")).with_seat(Seat(0, "running", at=9, round=6))
+    assert change_of(ahead).from_round == 10
+    reported = RUNNING.with_seat(Seat(2, "lost"))
+    assert change_of(reported, newest=11).from_round == 13  # whoever reported 11 is in 12
+
+
+def test_an_agent_that_left_early_is_away_and_one_that_is_done_is_not() -> None:
+    assert change_of(RUNNING.with_seat(Seat(2, "done", at=6, round=6))).away == (2,)
+    assert change_of(RUNNING.with_seat(Seat(2, "done", at=LAST, round=LAST))) is None
+
+
+def test_whoever_comes_back_is_in_the_graph_once_it_has_caught_up() -> None:
+    out = (Change(1, 8, (2,), "lost"),)
+    back = RUNNING.with_seat(Seat(2, "running", rejoined=True, at=5))
+    assert change_of(back, out, newest=20) is None
+    caught_up = back.with_seat(Seat(2, "running", rejoined=True, at=20))
+    assert change_of(caught_up, out, newest=20) == Change(2, 22, (), "agent 2 back in the graph")
+
+
+def test_a_fast_restart_far_behind_is_taken_out_and_one_close_behind_is_waited_for() -> None:
+    far = RUNNING.with_seat(Seat(2, "running", rejoined=True, at=4))
+    assert change_of(far).away == (2,)
+    assert "catching up" in change_of(far).reason
+    near = RUNNING.with_seat(Seat(2, "running", rejoined=True, at=5))
+    assert change_of(near) is None
+
+
+def test_nothing_is_decided_before_every_running_agent_was_heard_nor_for_rounds_that_do_not_come() -> None:
+    lost = RUNNING.with_seat(Seat(2, "lost"))
+    assert change_of(lost.with_seat(Seat(0, "running", presumed=True))) is None
+    assert change_of(replace(lost, forming=True)) is None
+    assert next_change(lost, (), 6, last_round=7) is None
+
+
+def test_a_restart_of_all_begins_with_everybody() -> None:
+    changes = (Change(1, 8, (2,), ""), Change(2, 15, (2, 3), ""))
+    assert away_now(after_restart(changes, 10)) == frozenset()
+    assert [change.number for change in after_restart(changes, 10)] == [1, 3]
+    assert after_restart(changes, 10)[-1].from_round == 11
+    assert after_restart((), 3) == ()
+
+
+def test_agents_are_told_and_a_restarted_coordinator_remembers(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.join_all()
+    run.report_all(1)
+    run.now += LEASE_S - 1
+    for agent in (1, 2):
+        run.beat(agent, 2)
+    run.pass_time(2)
+    told = run.beat(1, 2)
+    assert [(change.from_round, change.away) for change in told.changes] == [(3, (0,))]
+    assert run.coordinator.view().changes == told.changes
+    assert not told.addresses
+    for agent in (1, 2):
+        run.report(agent, 2)
+        run.report(agent, 3)
+    run.join(0, "b", checkpoints=(1,))
+    run.beat(1, 4)
+    where = {0: "127.0.0.1:7000"}
+    assert run.beat(2, 4).addresses == where
+    assert run.beat(0, 2).changes[-1].away == (0,)
+    assert run.beat(0, 3).changes[-1] == Change(2, 5, (), "agent 0 back in the graph")
+    run.crash()
+    assert [change.away for change in run.coordinator.view().changes] == [(0,), ()]
+    assert run.beat(1, 3).addresses == where
+
+
+def test_a_round_is_complete_without_one_that_began_with_a_neighbours_model(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.join_all()
+    run.report_all(1)
+    run.now += LEASE_S - 1
+    for agent in (1, 2):
+        run.beat(agent, 2)
+    run.pass_time(2)
+    for round in (2, 3, 4):
+        for agent in (1, 2):
+            run.report(agent, round)
+    run.join(0, "b")
+    run.beat(1, 5)
+    for agent in (1, 2):
+        run.report(agent, 5)
+    newest = run.coordinator.view().newest
+    assert newest is not None
+    assert newest.round == 4  # it may still report round 5
+    run.report(0, 6)  # its first: it took over a model of round 5
+    newest = run.coordinator.view().newest
+    assert newest is not None
+    assert newest.round == 5
