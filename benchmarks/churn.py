@@ -185,8 +185,7 @@ def judged(run: Processes, script: Script) -> dict[str, Any]:
         absent = [
             line["round"]
             for line in lines(run.folder, agent)
-            if (found := kept.get((agent, line["round"]))) is None
-            or found.metrics["accuracy"] != line["metrics"]["accuracy"]
+            if (found := kept.get((agent, line["round"]))) is None or found.metrics["accuracy"] != line["accuracy"]
         ]
         missing[agent] = len(absent)
     last = run.config.rounds

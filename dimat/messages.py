@@ -233,6 +233,13 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """The user's wish that one agent leaves in order, while the others go on."""
+
+    agent: int
+
+
+@dataclass(frozen=True, slots=True)
 class Directive:
     """The coordinator's answer to a heartbeat or a report: the round after which everybody stops, once decided."""
 

@@ -156,6 +156,26 @@ def agent(
 
 
 @app.command()
+def drain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its coordinator's HOST:PORT.")],
+    agent: Annotated[int, typer.Argument(help="Who shall leave.", min=0)],
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Have one agent leave a run in order: the others are told beforehand, and go on without it.
+
+    \b
+    Example:
+      dimat drain runs/hospitals-1f2e3d4c 3
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.drain import drain_command
+
+    raise typer.Exit(drain_command(run, agent, format.value))
+
+
+@app.command()
 def coordinator(
     config: Config = None,
     settings: Set = [],

@@ -1,10 +1,10 @@
 """Who is in the graph, from which round on: decided from the seats, told to the agents as numbered changes.
 
-An agent leaves the graph when it is lost, has failed, or has left before the end; also when it came back far behind
-the others, until it has caught up. A change names a round that nobody has begun: reports are answered before their
-sender goes on, so an agent in round r hears of it before round r + 1, and both ends of an edge use the same graph. An
-agent that does not hear (the coordinator is away) goes on with what it knows; edges on which two differ are dropped at
-both ends by the acknowledgements of each merge.
+An agent leaves the graph when it is lost, has failed, has left before the end or is asked to; also when it came back
+far behind the others, until it has caught up. A change names a round that nobody has begun: reports are answered before
+their sender goes on, so an agent in round r hears of it before round r + 1, and both ends of an edge use the same
+graph. An agent that does not hear (the coordinator is away) goes on with what it knows; edges on which two differ are
+dropped at both ends by the acknowledgements of each merge.
 """
 
 from __future__ import annotations
@@ -52,6 +52,21 @@ def next_change(group: Group, changes: Sequence[Change], newest: int, last_round
     return Change(number, from_round, tuple(sorted(away)), _reason(group, before, away))
 
 
+def last_round_of(seat: Seat, changes: Sequence[Change]) -> int | None:
+    """The round after which an agent that was asked to leave does; None for all others.
+
+    The others do without it from the next round on.
+    """
+    if not seat.draining:
+        return None
+    left = None
+    for change in reversed(changes):
+        if seat.agent not in change.away:
+            break
+        left = change.from_round - 1
+    return left
+
+
 def after_restart(changes: Sequence[Change], start_round: int) -> tuple[Change, ...]:
     """The changes of a run whose agents all start anew after `start_round`: everybody is in the graph."""
     kept = tuple(change for change in changes if change.from_round <= start_round)
@@ -68,6 +83,8 @@ def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -
         case "done":
             return seat.agent in before or max(seat.at, seat.round) < last_round
         case "running":
+            if seat.draining:
+                return True
             if seat.agent in before:
                 return seat.at < newest
             return seat.rejoined and seat.at < newest - MOST_BEHIND
@@ -78,12 +95,14 @@ def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -
 def _reason(group: Group, before: frozenset[int], away: frozenset[int]) -> str:
     parts = []
     if left := sorted(away - before):
-        why = ", ".join(sorted({_words(group.seats[agent].state) for agent in left}))
+        why = ", ".join(sorted({_words(group.seats[agent]) for agent in left}))
         parts.append(f"without {names(left)} ({why})")
     if back := sorted(before - away):
         parts.append(f"{names(back)} back in the graph")
     return "; ".join(parts)
 
 
-def _words(state: str) -> str:
-    return {"done": "left", "running": "catching up"}.get(state, state)
+def _words(seat: Seat) -> str:
+    if seat.state == "running":
+        return "leaving" if seat.draining else "catching up"
+    return "left" if seat.state == "done" else seat.state

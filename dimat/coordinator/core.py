@@ -15,15 +15,15 @@ from functools import partial
 from typing import Any
 
 from dimat.config import RunConfig
-from dimat.coordinator.changes import NUM_TOLD
+from dimat.coordinator.changes import NUM_TOLD, last_round_of
 from dimat.coordinator.convergence import Outcome, Stop
 from dimat.coordinator.membership import Group, Seat, is_of
 from dimat.coordinator.options import Options
-from dimat.coordinator.run import Note, Run, Step, advance, on_beat, on_join, on_report, on_stop
+from dimat.coordinator.run import Note, Run, Step, advance, on_beat, on_drain, on_join, on_report, on_stop
 from dimat.coordinator.store import Event, Store, StoredMember
 from dimat.coordinator.view import news, view_of
 from dimat.errors import UsageError
-from dimat.messages import Change, Directive, Heartbeat, Join, Report, View
+from dimat.messages import Change, Directive, Drain, Heartbeat, Join, Report, View
 
 NUMBERS_RESERVED = 1000
 """View numbers claimed on disk at a time: a restarted coordinator goes on above all that the last one can have used."""
@@ -107,6 +107,16 @@ class Coordinator:
             self._step(partial(on_report, report=report, options=self.options), report)
             return self._directive(report.agent)
 
+    def drain(self, drain: Drain) -> Directive:
+        """Have one agent leave in order; the answer names its last round.
+
+        Raises:
+            UsageError: no such agent is in its rounds.
+        """
+        with self._changed:
+            self._step(partial(on_drain, agent=drain.agent, options=self.options))
+            return self._directive(drain.agent)
+
     def changed(self, after: int, timeout_s: float) -> View:
         """The view, as soon as its number is above `after` or `timeout_s` seconds have passed."""
         with self._changed:
@@ -161,6 +171,9 @@ class Coordinator:
         """What an agent is told. One that waits to begin is not told of a stop that belongs to the time before."""
         run = self._run
         changes = run.changes[-NUM_TOLD:]
+        last = last_round_of(run.group.seats[agent], run.changes)
+        if last is not None and (run.stop is None or last < run.stop.stop_after):
+            return Directive(last, f"agent {agent} was asked to leave", changes)
         addresses = {seat.agent: seat.join.address for seat in run.group.seats if seat.rejoined and seat.join}
         if run.stop is None or (run.stop_restored and run.group.seats[agent].state == "joined"):
             return Directive(reason=run.reason, changes=changes, addresses=addresses)
@@ -219,6 +232,7 @@ def restore(now: float, store: Store, options: Options) -> Run:
                 presumed=True,
                 start_round=member.start_round,
                 rejoined=agent in known.get("rejoined", ()),
+                draining=agent in known.get("draining", ()),
                 round=last.round if last else member.start_round,
                 at=last.round if last else member.start_round,
                 metrics=last.metrics if last else {},
@@ -284,5 +298,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "reason": run.reason,
         "stop": asdict(run.stop) if run.stop else None,
         "changes": [asdict(change) for change in run.changes],
+        "draining": [seat.agent for seat in run.group.seats if seat.draining],
         "rejoined": [seat.agent for seat in run.group.seats if seat.rejoined],
     }

@@ -47,6 +47,8 @@ class Seat:
     """Its present process went on after this round."""
     rejoined: bool = False
     """Its present process came back alone, while the run went on: the others have to learn where it is."""
+    draining: bool = False
+    """Asked to leave in order, while the others go on."""
     round: int = 0
     """The newest round it reported."""
     at: int = 0

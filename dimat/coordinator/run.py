@@ -14,8 +14,9 @@ from dimat.coordinator import membership
 from dimat.coordinator.changes import after_restart, next_change
 from dimat.coordinator.convergence import Outcome, Stop, decide, interrupt, outcome, upgrade
 from dimat.coordinator.membership import Group, Start
-from dimat.coordinator.options import Options
+from dimat.coordinator.options import Options, names
 from dimat.coordinator.summaries import summarise
+from dimat.errors import UsageError
 from dimat.messages import Change, Heartbeat, Join, Report, RoundSummary
 
 
@@ -113,6 +114,26 @@ def on_report(now: float, run: Run, report: Report, options: Options) -> Step:
         of_round = {**run.pending.get(report.round, {}), report.agent: report}
         run = replace(run, pending={**run.pending, report.round: of_round})
     return _then(notes, advance(now, run, options))
+
+
+def on_drain(now: float, run: Run, agent: int, options: Options) -> Step:
+    """One agent shall leave in order; asking twice changes nothing.
+
+    Raises:
+        UsageError: it is not in its rounds.
+    """
+    running = [seat.agent for seat in run.group.in_state("running")]
+    if agent not in running:
+        raise UsageError(
+            f"agent {agent} is not in its rounds; {names(running) if running else 'no agent'} "
+            f"{'are' if len(running) > 1 else 'is'}",
+            hint="`dimat report RUN` and the view of a run show where each agent stands",
+        )
+    seat = run.group.seats[agent]
+    if seat.draining:
+        return run, ()
+    run = replace(run, group=run.group.with_seat(replace(seat, draining=True)))
+    return _then((Note("drain", f"agent {agent} was asked to leave", agent=agent),), advance(now, run, options))
 
 
 def on_stop(run: Run, reason: str, options: Options) -> Step:

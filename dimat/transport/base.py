@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dimat.errors import TransportError
-from dimat.messages import Description, Directive, Heartbeat, Join, Payload, Report, Schema, View
+from dimat.messages import Description, Directive, Drain, Heartbeat, Join, Payload, Report, Schema, View
 
 HISTORY = 2
 """Rounds of each kind that a publisher keeps."""
@@ -153,6 +153,13 @@ class ControlHandler(Protocol):
 
     def report(self, report: Report) -> Directive:
         """Write a report to disk, then answer; the same report twice is one report."""
+
+    def drain(self, drain: Drain) -> Directive:
+        """Have one agent leave in order; the answer names its last round.
+
+        Raises:
+            UsageError: no such agent is in its rounds.
+        """
 
     def changed(self, after: int, timeout_s: float) -> View:
         """The view, as soon as its number is above `after` or `timeout_s` seconds have passed."""

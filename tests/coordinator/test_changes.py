@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from dimat.coordinator.changes import after_restart, away_now, next_change
 from dimat.coordinator.membership import Group, Seat
-from dimat.messages import Change
+from dimat.errors import UsageError
+from dimat.messages import Change, Drain
 
 RUNNING = replace(Group(tuple(Seat(agent, "running", at=7, round=6) for agent in range(4))), forming=False)
 LAST, LEASE_S = 40, 15.0
@@ -119,3 +122,52 @@ def test_a_round_is_complete_without_one_that_began_with_a_neighbours_model(stag
     newest = run.coordinator.view().newest
     assert newest is not None
     assert newest.round == 5
+
+
+def test_an_agent_that_is_asked_to_leave_knows_its_last_round_and_so_do_the_others(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.join_all()
+    run.report_all(1)
+    told = run.coordinator.drain(Drain(1))
+    assert told.stop_after == 2
+    assert run.coordinator.drain(Drain(1)).stop_after == 2  # asked twice is once
+    others = run.beat(0, 2)
+    assert (others.stop_after, others.changes[-1].from_round, others.changes[-1].away) == (None, 3, (1,))
+    assert "leaving" in others.changes[-1].reason
+    run.crash()
+    run.beat(0, 2)
+    run.beat(2, 2)
+    assert run.beat(1, 2).stop_after == 2
+    run.report_all(2)
+    run.beat(1, 2, done=True)
+    assert run.beat(0, 3).changes[-1].number == 1  # nothing new: it is gone as announced
+    for round in range(3, 11):
+        run.report(0, round)
+        run.report(2, round)
+    run.beat(0, 10, done=True)
+    run.beat(2, 10, done=True)
+    run.pass_time(LEASE_S + 1)
+    assert run.coordinator.outcome.kind == "rounds"
+
+
+def test_one_that_was_asked_to_leave_may_come_back(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.join_all()
+    run.report_all(1)
+    run.coordinator.drain(Drain(1))
+    run.report_all(2)
+    run.beat(1, 2, done=True)
+    run.join(1, "b", checkpoints=(2,))
+    run.beat(0, 3)
+    run.beat(1, 3)
+    assert run.beat(1, 3).stop_after is None
+    assert run.coordinator.view().changes[-1].away == ()
+
+
+def test_who_is_not_in_its_rounds_cannot_be_asked_to_leave(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    with pytest.raises(UsageError, match="agent 1 is not in its rounds; no agent is"):
+        run.coordinator.drain(Drain(1))
+    run.join_all()
+    with pytest.raises(UsageError, match="agents 0, 1, 2 are"):
+        run.coordinator.drain(Drain(7))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dimat.cli.drain import drain_command
 from dimat.errors import NoCoordinator, PeerUnavailable, SchemaError, UsageError
-from dimat.messages import Directive, Heartbeat, Join, Member, Report, View
+from dimat.messages import Change, Directive, Drain, Heartbeat, Join, Member, Report, View
+from dimat.runfolder import register_process
 from dimat.transport.grpc import GrpcControl, serve_coordinator, watch
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
 from dimat.transport.memory import MemoryControl
@@ -28,6 +32,7 @@ class Coordinator:
         self.reports: list[int] = []
         self.refused: set[int] = set()
         self.failures = 0
+        self.changes: tuple[Change, ...] = ()
         self._joined: set[int] = set()
         self._num_agents = num_agents
         self._changed = threading.Condition()
@@ -51,7 +56,12 @@ class Coordinator:
         return self._view
 
     def heartbeat(self, beat: Heartbeat) -> Directive:
-        return Directive(beat.round + 1, "heard")
+        return Directive(beat.round + 1, "heard", changes=self.changes)
+
+    def drain(self, drain: Drain) -> Directive:
+        if drain.agent > 1:
+            raise UsageError("agent 7 is not in its rounds")
+        return Directive(drain.agent + 5, "asked to leave")
 
     def report(self, report: Report) -> Directive:
         if self.failures:
@@ -184,6 +194,36 @@ def test_heartbeats_need_no_coordinator(control: GrpcControl, handler: Coordinat
     eventually(lambda: control.heartbeat(Heartbeat(0, "s", 4, "train")) == Directive(5, "heard"))
     server.close(grace_s=0.0)
     assert control.heartbeat(Heartbeat(0, "s", 6, "train")) == Directive(5, "heard")  # the last word stands
+
+
+def test_changes_that_were_told_stay_when_an_older_answer_comes_later(
+    control: GrpcControl, handler: Coordinator
+) -> None:
+    server = serve(handler, control)
+    handler.changes = (Change(2, 5, (1,)),)
+    beat = Heartbeat(0, "s", 1, "train")
+    eventually(lambda: control.heartbeat(beat).changes == handler.changes)
+    told, handler.changes = handler.changes, (Change(1, 3, ()),)
+    assert control.heartbeat(replace(beat, round=2)) == Directive(3, "heard", told)
+    handler.changes = (Change(3, 9, ()),)
+    assert control.heartbeat(beat).changes == handler.changes
+    server.close(grace_s=0.0)
+
+
+def test_an_agent_is_drained_through_the_coordinator(
+    control: GrpcControl, handler: Coordinator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(handler, control)
+    assert drain_command(control.address, 1, "text") == 0
+    assert capsys.readouterr().out == "agent 1 leaves after round 6\n"
+    register_process(tmp_path, "coordinator", None, control.address)
+    assert drain_command(str(tmp_path), 0, "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"agent": 0, "last_round": 5}
+    with pytest.raises(UsageError, match="agent 7 is not in its rounds"):
+        drain_command(control.address, 7, "text")
+    with pytest.raises(UsageError, match="neither the folder of a run nor HOST:PORT"):
+        drain_command("nowhere", 7, "text")
+    server.close(grace_s=0.0)
 
 
 def test_reports_are_handed_in(control: GrpcControl, handler: Coordinator) -> None:

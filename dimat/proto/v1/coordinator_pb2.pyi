@@ -152,6 +152,12 @@ class ReportRequest(_message.Message):
     sketch_after: bytes
     def __init__(self, agent: _Optional[int] = ..., session: _Optional[str] = ..., round: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., weights: _Optional[_Mapping[int, float]] = ..., bytes_received: _Optional[_Mapping[int, int]] = ..., missing: _Optional[_Mapping[int, str]] = ..., moved: _Optional[_Mapping[str, float]] = ..., sketch_before: _Optional[bytes] = ..., sketch_after: _Optional[bytes] = ...) -> None: ...
 
+class DrainRequest(_message.Message):
+    __slots__ = ("agent",)
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    agent: int
+    def __init__(self, agent: _Optional[int] = ...) -> None: ...
+
 class Directive(_message.Message):
     __slots__ = ("stop_after", "reason", "changes", "addresses")
     class AddressesEntry(_message.Message):

@@ -32,6 +32,7 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     messages.Heartbeat: coordinator_pb2.HeartbeatRequest,
     messages.Report: coordinator_pb2.ReportRequest,
     messages.Change: coordinator_pb2.Change,
+    messages.Drain: coordinator_pb2.DrainRequest,
     messages.Directive: coordinator_pb2.Directive,
     messages.Member: coordinator_pb2.Member,
     messages.RoundSummary: coordinator_pb2.RoundSummary,

@@ -44,6 +44,7 @@ class CoordinatorServer:
             "Join": guarded(self._unary(messages.Join, handler.join)),
             "Heartbeat": guarded(self._unary(messages.Heartbeat, handler.heartbeat)),
             "Report": guarded(self._unary(messages.Report, handler.report)),
+            "Drain": guarded(self._unary(messages.Drain, handler.drain)),
             "Watch": guarded(self._watch),
         }
         self._server = GrpcServer({SERVICE: method_handlers(service, methods)}, **server_options)

@@ -1,0 +1,49 @@
+"""`dimat drain`: have one agent leave a run in order, while the others go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dimat.errors import EXIT_DONE, UsageError
+from dimat.messages import Directive, Drain
+from dimat.runfolder import processes
+from dimat.transport.grpc.coordinator_client import CoordinatorClient
+
+TIMEOUT_S = 10.0
+
+
+def drain_command(run: str, agent: int, format: str) -> int:
+    """Ask the coordinator; prints after which round the agent leaves."""
+    line = CoordinatorClient(coordinator_of(run))
+    try:
+        directive: Directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
+    finally:
+        line.close()
+    if format == "json":
+        print(json.dumps({"agent": agent, "last_round": directive.stop_after}))
+    elif directive.stop_after is None:
+        print(f"agent {agent} stays to the end of the run, which comes before it could leave")
+    else:
+        print(f"agent {agent} leaves after round {directive.stop_after}")
+    return EXIT_DONE
+
+
+def coordinator_of(run: str) -> str:
+    """The coordinator's address: as given, or the newest that is written down in a run's folder.
+
+    Raises:
+        UsageError: it is neither HOST:PORT nor the folder of a run that has a coordinator.
+    """
+    folder = Path(run)
+    if folder.is_dir():
+        addresses = [entry["address"] for entry in processes(folder) if entry["role"] == "coordinator"]
+        if addresses:
+            return str(addresses[-1])
+        raise UsageError(f"no coordinator has written its address into {run!r} yet", hint="is the run going on?")
+    host, colon, port = run.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise UsageError(
+            f"{run!r} is neither the folder of a run nor HOST:PORT", hint="for example: dimat drain runs/demo 3"
+        )
+    return run
