@@ -153,6 +153,11 @@ class MembershipConfig(Part):
     max_staleness: Annotated[int, Field(ge=0)] = 10
     """An agent that comes back this many rounds behind at most goes on from its own checkpoint; one that is further
     behind takes a neighbour's model for its start."""
+    elastic: bool = False
+    """Agents beyond the first `agents` may join while the run goes on: `dimat agent CONFIG --id ID --coordinator X`."""
+    max_agents: Annotated[int, Field(ge=2)] | None = None
+    """Seats of an elastic run, ids 0 to max_agents - 1; None: twice as many as it begins with. The data is dealt to all
+    of them, so the shards of those who never come are not trained on."""
     restarts: Annotated[int, Field(ge=0)] = 3
     """How often `dimat run --launch per-agent` starts an agent again that died."""
 
@@ -190,12 +195,24 @@ class RunConfig(Part):
                 "merge.basis 'adopt' gives the root's weights to agents that have not trained, but init names a folder "
                 "of trained ones: use merge.basis 'agree'"
             )
+        most = self.membership.max_agents
+        if most is not None and not self.membership.elastic:
+            raise ValueError("membership.max_agents has no meaning without membership.elastic: true")
+        if most is not None and most < self.agents:
+            raise ValueError(f"membership.max_agents is {most}, and the run begins with {self.agents} agents")
         if self.merge.final == "complete" and (self.stop.target_accuracy or self.stop.patience):
             raise ValueError(
                 "merge.final 'complete' merges in the last of all rounds, which stop.target_accuracy and stop.patience "
                 "may leave out: take one or the other"
             )
         return self
+
+    @property
+    def num_seats(self) -> int:
+        """Agents that there can be at once: ids are below."""
+        if not self.membership.elastic:
+            return self.agents
+        return self.membership.max_agents or 2 * self.agents
 
     @property
     def digest(self) -> str:

@@ -81,7 +81,7 @@ def build_agent(
     method = build_method(config)  # a misspelt option is told before any data is read
     task = build_task(config)
     seed_all(derive_seed(config.seed, "data", agent))
-    loader = task.data(agent, config.agents, config.seed)
+    loader = task.data(agent, config.num_seats, config.seed)
     seed_all(derive_seed(config.seed, "init", *([agent] if config.init == "different" else [])))
     model: torch.nn.Module = task.model()
     if config.init not in ("same", "different"):

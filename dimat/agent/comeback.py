@@ -1,23 +1,29 @@
-"""An agent that comes back while the others are in their rounds: from its own checkpoint, or from a neighbour's model.
+"""An agent that comes, or comes back, while the others are in their rounds: from its checkpoint or a neighbour's model.
 
 Its own checkpoint serves while it is at most `membership.max_staleness` rounds behind: the agent trains through what it
 missed, alone, because its neighbours keep two rounds only and the coordinator has taken it out of the graph until it
 has caught up. Further behind, it takes the newest model of a neighbour that answers, in the basis that all agreed on,
-and goes on after that model's round; the optimiser starts anew.
+and goes on after that model's round; the optimiser starts anew. So does an agent that joins an elastic run; only one
+that brings a trained model (`init` names a folder) keeps it, and permutes itself into the basis of the others.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
+from dimat.agent.basis import match, permute_agent
 from dimat.agent.live import refuse_difference
 from dimat.agent.state import Agent
-from dimat.errors import TransportError
+from dimat.errors import PeerUnavailable, TransportError
 from dimat.messages import View
 from dimat.snapshot.encode import decode
 from dimat.statedict import load_into
 from dimat.transport.base import Fetch
+
+RETRY_S = 0.5
+"""Pause of a newcomer before it asks for a first model again."""
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +40,8 @@ def catch_up(agent: Agent, view: View) -> View:
         SchemaError: a neighbour that answers trains another model.
     """
     behind = others_at(agent.id, view) - view.start_round
+    if agent.id >= agent.config.agents and view.start_round == 0:
+        return replace(view, start_round=_join_in(agent, view))
     if behind <= agent.config.membership.max_staleness:
         log.info("agent %d: %d rounds behind, going on from its own checkpoint", agent.id, behind)
         return view
@@ -41,8 +49,28 @@ def catch_up(agent: Agent, view: View) -> View:
     return view if round is None else replace(view, start_round=round)
 
 
+def _join_in(agent: Agent, view: View) -> int:
+    """The round after which a newcomer goes on; waits until somebody has published a model.
+
+    Raises:
+        PeerUnavailable: nobody has within the deadline.
+    """
+    timeout_s = agent.config.exchange.timeout_s
+    end = time.monotonic() + timeout_s
+    while (round := take_neighbours_model(agent, _alive(agent, view))) is None:
+        if time.monotonic() > end:
+            raise PeerUnavailable(
+                f"agent {agent.id} found nobody who would give it a model to begin with in {timeout_s:g} s",
+                hint="are the others in their rounds? `exchange.timeout_s` says how long to wait for the first one",
+            )
+        time.sleep(RETRY_S)
+    return round
+
+
 def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
     """Become what the first of `peers` that answers published last, and save it; returns its round, None if none did.
+
+    A newcomer with a trained model of its own takes over the basis alone.
 
     Raises:
         SchemaError: it trains another model.
@@ -61,11 +89,16 @@ def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
             continue
         round = answer.header.round
         agent.resume(0)
-        load_into(agent.model, decode(answer))
+        trained = agent.id >= agent.config.agents and agent.config.init not in ("same", "different")
+        if trained and agent.spec is not None and agent.config.merge.basis == "agree":
+            permute_agent(agent, match(agent, decode(answer), moves="self"))
+        elif not trained:
+            load_into(agent.model, decode(answer))
         agent.basis_settled = True
         agent.remember_base()
         agent.save(round)
-        log.warning("agent %d starts with the model of agent %d after round %d", agent.id, peer, round)
+        what = "basis" if trained else "model"
+        log.warning("agent %d starts with the %s of agent %d after round %d", agent.id, what, peer, round)
         return round
     return None
 
@@ -73,5 +106,7 @@ def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
 def _alive(agent: Agent, view: View) -> list[int]:
     """Agents in their rounds: neighbours first, then all others, by id."""
     running = {member.agent for member in view.members if member.state == "running" and member.agent != agent.id}
-    near = {peer for round in agent.topology.window() for peer in agent.topology.neighbours(agent.id, round)}
+    near: set[int] = set()
+    if agent.id < agent.config.agents:  # a newcomer is not in the graph yet
+        near = {peer for round in agent.topology.window() for peer in agent.topology.neighbours(agent.id, round)}
     return [*sorted(running & near), *sorted(running - near)]

@@ -80,7 +80,7 @@ def run_agent(
         agent.transport.connect(agent.addresses)
         agent.hear(Directive(changes=view.changes))
         pulse.start()
-        if others_at(agent.id, view) <= view.start_round:
+        if agent.id < config.agents and others_at(agent.id, view) <= view.start_round:
             _check_neighbours(agent, config.exchange.timeout_s)
         else:
             view = catch_up(agent, view)

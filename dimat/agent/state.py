@@ -23,7 +23,7 @@ from dimat.merge import Fold
 from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
-from dimat.topology import Topology, without_agents
+from dimat.topology import Topology, with_newcomers, without_agents
 from dimat.transport.base import Buffer, Fetch, Transport
 
 MAX_REPAIRED = 8
@@ -91,7 +91,9 @@ class Agent:
     def away(self, round: int) -> frozenset[int]:
         """Who is not in the graph in `round`, as far as this agent knows."""
         told = [change for change in self.changes if change.from_round <= round]
-        return frozenset(max(told, key=lambda change: change.number).away) if told else frozenset()
+        if told:
+            return frozenset(max(told, key=lambda change: change.number).away)
+        return frozenset(range(self.config.agents, self.config.num_seats))  # seats for those who come later
 
     def topology_in(self, round: int) -> Topology:
         """The topology with the repairs that hold in `round`."""
@@ -99,7 +101,9 @@ class Agent:
         if away not in self.repaired:
             if len(self.repaired) > MAX_REPAIRED:
                 self.repaired.clear()
-            self.repaired[away] = without_agents(self.topology, away, self.config.membership.repair)
+            newcomers = set(range(self.config.agents, self.config.num_seats)) - away
+            grown = with_newcomers(self.topology, self.config.num_seats, newcomers)
+            self.repaired[away] = without_agents(grown, away, self.config.membership.repair)
         return self.repaired[away]
 
     def hear(self, directive: Directive) -> None:
@@ -125,7 +129,7 @@ class Agent:
         Rounds count from one, those of a topology from zero.
         """
         if self.is_final_merge(round):
-            there = [agent for agent in range(self.config.agents) if agent not in self.away(round) - {self.id}]
+            there = sorted(set(range(self.config.num_seats)) - self.away(round) | {self.id})
             return dict.fromkeys(there, 1.0 / len(there))
         return self.topology_in(round).weights(self.id, round - 1)
 

@@ -102,8 +102,11 @@ def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) 
                 f"torchrun started {world} workers, the config has {config.agents} agents",
                 hint=f"nnodes times nproc-per-node must be {config.agents}",
             )
-    if not 0 <= id < config.agents:
-        raise UsageError(f"--id {id} is not in the run, expected 0 to {config.agents - 1}")
+    if not 0 <= id < config.num_seats:
+        raise UsageError(
+            f"--id {id} is not in the run, expected 0 to {config.num_seats - 1}",
+            hint=None if config.membership.elastic else "agents may join later where membership.elastic is true",
+        )
     return id
 
 

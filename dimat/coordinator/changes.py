@@ -21,12 +21,14 @@ MOST_BEHIND = 1
 """Rounds that an agent that came back may be behind the newest report and still be waited for; neighbours keep two."""
 
 
-def away_now(changes: Sequence[Change]) -> frozenset[int]:
-    """Who is out of the graph by the newest change."""
-    return frozenset(changes[-1].away) if changes else frozenset()
+def away_now(changes: Sequence[Change], newcomers: frozenset[int] = frozenset()) -> frozenset[int]:
+    """Who is out of the graph by the newest change; before the first one those whom a run does not begin with."""
+    return frozenset(changes[-1].away) if changes else newcomers
 
 
-def next_change(group: Group, changes: Sequence[Change], newest: int, last_round: int) -> Change | None:
+def next_change(
+    group: Group, changes: Sequence[Change], newest: int, last_round: int, newcomers: frozenset[int] = frozenset()
+) -> Change | None:
     """The change that is due, or None.
 
     Args:
@@ -34,6 +36,7 @@ def next_change(group: Group, changes: Sequence[Change], newest: int, last_round
         changes: those made so far, ascending.
         newest: the newest round that anybody has reported.
         last_round: after which all agents stop.
+        newcomers: agents that may come later.
 
     >>> from dataclasses import replace
     >>> group = replace(Group(tuple(Seat(agent, "running", at=7) for agent in range(3))), forming=False)
@@ -43,7 +46,7 @@ def next_change(group: Group, changes: Sequence[Change], newest: int, last_round
     running = group.in_state("running")
     if group.forming or not running or any(seat.presumed for seat in running):
         return None
-    before = away_now(changes)
+    before = away_now(changes, newcomers)
     away = frozenset(seat.agent for seat in group.seats if _is_away(seat, before, newest, last_round))
     from_round = max(newest + 1, *(seat.at for seat in running)) + 1
     if away == before or from_round > last_round:
@@ -67,13 +70,18 @@ def last_round_of(seat: Seat, changes: Sequence[Change]) -> int | None:
     return left
 
 
-def after_restart(changes: Sequence[Change], start_round: int) -> tuple[Change, ...]:
-    """The changes of a run whose agents all start anew after `start_round`: everybody is in the graph."""
+def after_restart(
+    changes: Sequence[Change],
+    start_round: int,
+    absent: frozenset[int] = frozenset(),
+    newcomers: frozenset[int] = frozenset(),
+) -> tuple[Change, ...]:
+    """The changes of a run whose agents all start anew after `start_round`: all but the `absent` are in the graph."""
     kept = tuple(change for change in changes if change.from_round <= start_round)
-    if not away_now(changes) and kept == tuple(changes):
+    if away_now(kept, newcomers) == absent and kept == tuple(changes):
         return kept
-    number = max(change.number for change in changes) + 1
-    return (*kept, Change(number, start_round + 1, (), "all agents are there"))
+    number = max((change.number for change in changes), default=0) + 1
+    return (*kept, Change(number, start_round + 1, tuple(sorted(absent)), "all agents start anew"))
 
 
 def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -> bool:
@@ -98,7 +106,7 @@ def _reason(group: Group, before: frozenset[int], away: frozenset[int]) -> str:
         why = ", ".join(sorted({_words(group.seats[agent]) for agent in left}))
         parts.append(f"without {names(left)} ({why})")
     if back := sorted(before - away):
-        parts.append(f"{names(back)} back in the graph")
+        parts.append(f"with {names(back)}")
     return "; ".join(parts)
 
 

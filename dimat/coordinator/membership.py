@@ -186,6 +186,8 @@ def decide_start(now: float, group: Group, options: Options) -> tuple[Start | No
     (None, 'waiting for agents 0, 1 to join (0 of 2 are here)')
     """
     joined = group.in_state("joined")
+    if not group.in_state("running"):  # newcomers come to a run that goes on
+        joined = [seat for seat in joined if seat.agent not in options.newcomers]
     if not joined and not group.forming:
         return None, ""
     agents = tuple(seat.agent for seat in joined)
@@ -197,16 +199,22 @@ def decide_start(now: float, group: Group, options: Options) -> tuple[Start | No
         who = names([seat.agent for seat in alive])
         return Start(agents, common, everyone=False), f"{names(list(agents))} came back, {who} went on meanwhile"
     left = [s for s in group.in_state("done") if has_left(now, s, options)]
-    away = [s.agent for s in group.seats if s.state != "joined" and s not in left]
+    seats = awaited(group, options)
+    away = [s.agent for s in seats if s.state != "joined" and s not in left]
     running = [seat.agent for seat in group.in_state("running") if not seat.presumed]
     if joined and running:
         return None, f"{names(list(agents))} came back; waiting to hear whether {names(running)} went on meanwhile"
     if away or not joined:
-        here = len(group.seats) - len(away)
-        return None, f"waiting for {names(away)} to join ({here} of {len(group.seats)} are here)"
-    everyone = len(joined) == len(group.seats)
+        here = len(seats) - len(away)
+        return None, f"waiting for {names(away)} to join ({here} of {len(seats)} are here)"
+    everyone = len(joined) == len(seats)
     who = f"all {len(joined)} agents" if everyone else names(list(agents))
     return Start(agents, common, everyone), f"{who} joined, the newest round they hold is {common}"
+
+
+def awaited(group: Group, options: Options) -> list[Seat]:
+    """The seats of those who are in their rounds or must come: all but those of newcomers who have not begun."""
+    return [s for s in group.seats if s.state not in ("absent", "joined") or s.agent not in options.newcomers]
 
 
 def apply_start(now: float, group: Group, start: Start) -> Group:
@@ -258,5 +266,6 @@ def has_left(now: float, seat: Seat, options: Options) -> bool:
 
 def is_over(now: float, group: Group, options: Options) -> bool:
     """Whether nobody is left to wait for: everyone is done, failed or lost, and not all of them merely silent."""
-    gone = [seat for seat in group.seats if seat.state == "lost" or has_left(now, seat, options)]
-    return len(gone) == len(group.seats) and any(seat.state != "lost" for seat in gone)
+    seats = awaited(group, options)
+    gone = [seat for seat in seats if seat.state == "lost" or has_left(now, seat, options)]
+    return len(gone) == len(seats) and any(seat.state != "lost" for seat in gone)

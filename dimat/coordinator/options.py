@@ -12,12 +12,13 @@ class Options:
     """Size and rules of one run.
 
     Attributes:
-        num_agents: n; the agents are 0..n-1.
+        num_agents: n; the agents are 0..n-1. In an elastic run those that may come later are among them.
         rounds: the last round when nothing stops the run before.
         diameter: rounds that the fastest agent can be ahead: the topology's hops times the rounds per merge.
         target_accuracy: mean accuracy after the merge at which the run has done its work.
         patience: rounds without a better mean accuracy after which it stops.
         lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
+        num_founders: how many the run begins with, ids from 0; None for all. Nobody waits for the others.
         linear: whether a merge is the plain weighted sum of the models as sketched, so that sketches predict it.
         blow_up_factor: a training loss this many times the best mean so far is a blow-up ...
         blow_up_floor: ... when it is also above this and above the first round's mean.
@@ -29,6 +30,7 @@ class Options:
     target_accuracy: float | None = None
     patience: int | None = None
     lease_s: float = 15.0
+    num_founders: int | None = None
     linear: bool = True
     blow_up_factor: float = 10.0
     blow_up_floor: float = 10.0
@@ -38,7 +40,8 @@ class Options:
         """The options that a run's config asks for."""
         merge = config.merge
         return cls(
-            num_agents=config.agents,
+            num_agents=config.num_seats,
+            num_founders=config.agents,
             rounds=config.rounds,
             # Agents meet only in merges: between two of them everybody runs ahead for `every` rounds.
             diameter=diameter * merge.every,
@@ -47,6 +50,11 @@ class Options:
             lease_s=config.membership.lease_s if lease_s is None else lease_s,
             linear=merge.method == "mean" and (merge.align == "none" or merge.basis != "each_round"),
         )
+
+    @property
+    def newcomers(self) -> frozenset[int]:
+        """Ids of the agents that may come later."""
+        return frozenset(range(self.num_founders or self.num_agents, self.num_agents))
 
 
 def names(agents: list[int]) -> str:

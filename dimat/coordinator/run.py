@@ -185,17 +185,18 @@ def _start(now: float, run: Run, options: Options) -> Step:
         if run.newest > start.round:
             text = f"rounds {start.round + 1} to {run.newest} are done again; what was reported of them is dropped"
             notes.append(Note("dropped", text, start.round))
-        run = _forget_after(run, start)
+        run = _forget_after(run, start, options)
     return run, tuple(notes)
 
 
-def _forget_after(run: Run, start: Start) -> Run:
+def _forget_after(run: Run, start: Start, options: Options) -> Run:
     """Drop what was known of rounds that will be done again, and a stop that rests on them.
 
     The wish of a user who is still there is fulfilled at the start, where everybody holds the same round. A wish that
     was read from disk ended the run before; this one continues it.
     """
     stop = run.stop
+    absent = frozenset(seat.agent for seat in run.group.seats) - set(start.agents)
     if run.interrupted and stop is not None:
         stop = replace(stop, decided_in=start.round, stop_after=start.round)
     elif stop is not None and (stop.kind == "interrupted" or stop.decided_in > start.round):
@@ -208,13 +209,13 @@ def _forget_after(run: Run, start: Start) -> Run:
         newest=start.round,
         stop=stop,
         stop_restored=False,
-        changes=after_restart(run.changes, start.round),
+        changes=after_restart(run.changes, start.round, absent, options.newcomers),
     )
 
 
 def _change_graph(run: Run, options: Options) -> Step:
     last_round = options.rounds if run.stop is None else run.stop.stop_after
-    change = next_change(run.group, run.changes, run.newest, last_round)
+    change = next_change(run.group, run.changes, run.newest, last_round, options.newcomers)
     if change is None:
         return run, ()
     note = Note("graph", f"from round {change.from_round} on: {change.reason}", change.from_round)

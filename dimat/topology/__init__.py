@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dimat.topology.catalogue import BUILTIN
     from dimat.topology.check import check_topology
+    from dimat.topology.grow import with_newcomers
     from dimat.topology.mixing import (
         SCHEMES,
         MixingReport,
@@ -61,6 +62,7 @@ _HOME = {
     "rounds_per_tenfold": "spectral",
     "save_png": "picture",
     "spectral_gap": "spectral",
+    "with_newcomers": "grow",
     "without_agents": "repair",
     "without_edges": "mixing",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "rounds_per_tenfold",
     "save_png",
     "spectral_gap",
+    "with_newcomers",
     "without_agents",
     "without_edges",
 ]

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dimat.agent.build import build_agent
 from dimat.agent.comeback import catch_up, others_at
 from dimat.agent.state import Agent
+from dimat.cli.agent import identity
 from dimat.config import load_config
-from dimat.errors import SchemaError
+from dimat.errors import ConfigError, PeerUnavailable, SchemaError, UsageError
 from dimat.messages import Change, Directive, Member, View
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryHub, MemoryTransport
@@ -97,3 +99,64 @@ def test_another_model_is_not_taken(tmp_path: Path) -> None:
     agent(3, tmp_path, hub, "task.model.hidden=[9]").publish("snapshot", 12)
     with pytest.raises(SchemaError, match="agent 3"):
         catch_up(one, view(0, 12, 12, 12, start=6))
+
+
+ELASTIC = ("agents=3", "membership.elastic=true", "membership.max_agents=4", "exchange.timeout_s=5")
+
+
+def test_a_newcomer_takes_a_model_and_is_in_the_ring_when_told(tmp_path: Path) -> None:
+    hub = MemoryHub()
+    founder, newcomer = (agent(number, tmp_path, hub, *ELASTIC) for number in (0, 3))
+    assert sorted(founder.row(7)) == [0, 1, 2]
+    assert newcomer.row(7) == {3: 1.0}
+    founder.publish("snapshot", 6)
+    found = catch_up(newcomer, view(6, 6, 6, 0))
+    assert found.start_round == 6
+    assert newcomer.basis_settled
+    for name, tensor in founder.model.state_dict().items():
+        assert torch.equal(newcomer.model.state_dict()[name], tensor)
+    for one in (founder, newcomer):
+        one.hear(Directive(changes=(Change(1, 8, (), "with agent 3"),)))
+    assert sorted(founder.row(7)) == [0, 1, 2]
+    assert sorted(founder.row(8)) == [0, 2, 3]
+    assert sorted(newcomer.row(8)) == [0, 1, 3]
+
+
+def test_a_newcomer_with_a_trained_model_keeps_its_function_and_takes_the_basis(tmp_path: Path) -> None:
+    """It was trained from the founder's start, and renumbered: the basis that it finds back is the founder's."""
+    settings = ("task.model.hidden=[8]", "agents=3", "membership.elastic=true", "membership.max_agents=4")
+    aligned = ("merge.align=weights", "init=same")
+    founder = agent(0, tmp_path, MemoryHub(), *settings, *aligned)
+    assert founder.spec is not None
+    state = {name: tensor.clone() for name, tensor in founder.model.state_dict().items()}
+    perms = founder.spec.random(3)
+    for number in range(4):
+        save_file(dict(founder.spec.apply(state, perms)), tmp_path / f"{number}.safetensors")
+    hub = MemoryHub()
+    newcomer = agent(3, tmp_path, hub, *settings, "merge.align=weights", f"init={tmp_path}")
+    other = agent(0, tmp_path, hub, *settings, "merge.align=weights", f"init={tmp_path}")
+    other.model.load_state_dict(state)
+    other.publish("snapshot", 6)
+    first = next(iter(state))
+    assert not torch.equal(newcomer.model.state_dict()[first], state[first])
+    assert catch_up(newcomer, view(6, 6, 6, 0)).start_round == 6
+    for name, tensor in state.items():
+        assert torch.equal(newcomer.model.state_dict()[name], tensor), name
+
+
+def test_a_newcomer_that_nobody_answers_says_so(tmp_path: Path) -> None:
+    newcomer = agent(3, tmp_path, MemoryHub(), *ELASTIC, "exchange.timeout_s=0.1")
+    with pytest.raises(PeerUnavailable, match="agent 3 found nobody"):
+        catch_up(newcomer, view(6, 6, 6, 0))
+
+
+def test_seats_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_agents"):
+        load_config(None, ["membership.max_agents=9"])
+    with pytest.raises(ConfigError, match="begins with 5"):
+        load_config(None, ["membership.elastic=true", "membership.max_agents=4"])
+    assert load_config(None, ["membership.elastic=true"]).num_seats == 10
+    assert identity(load_config(None, ["membership.elastic=true"]), 9, {}) == 9
+    with pytest.raises(UsageError, match="expected 0 to 4") as caught:
+        identity(load_config(None), 5, {})
+    assert "membership.elastic" in str(caught.value.hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dimat.config import RunConfig, StopConfig
+from dimat.config import MembershipConfig, RunConfig, StopConfig
 from dimat.coordinator import Coordinator, Store
 from dimat.messages import Directive, Heartbeat, Join, Report, View
 
@@ -23,13 +23,16 @@ def sketch_of(values: object) -> bytes:
 class Stage:
     """A run of `agents` agents; sessions are `a` for first processes."""
 
-    def __init__(self, folder: Path, agents: int, rounds: int, diameter: int, stop: StopConfig) -> None:
+    def __init__(
+        self, folder: Path, agents: int, rounds: int, diameter: int, stop: StopConfig, num_seats: int | None
+    ) -> None:
         self.folder = folder
         self.agents = agents
         self.now = 1000.0
-        self._config = RunConfig(agents=agents, rounds=rounds, stop=stop)
+        membership = MembershipConfig(elastic=num_seats is not None, max_agents=num_seats)
+        self._config = RunConfig(agents=agents, rounds=rounds, stop=stop, membership=membership)
         self._diameter = diameter
-        self.sessions = dict.fromkeys(range(agents), "a")
+        self.sessions = dict.fromkeys(range(num_seats or agents), "a")
         self.store, self.coordinator = self._open()
 
     def _open(self) -> tuple[Store, Coordinator]:
@@ -94,10 +97,12 @@ def stage(tmp_path: Path) -> Iterator[Setting]:
     """Make stages, each in a folder of its own."""
     made: list[Stage] = []
 
-    def make(agents: int = 3, rounds: int = 10, diameter: int = 1, **stop: object) -> Stage:
+    def make(
+        agents: int = 3, rounds: int = 10, diameter: int = 1, num_seats: int | None = None, **stop: object
+    ) -> Stage:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(Stage(folder, agents, rounds, diameter, StopConfig(**stop)))  # type: ignore[arg-type]
+        made.append(Stage(folder, agents, rounds, diameter, StopConfig(**stop), num_seats))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

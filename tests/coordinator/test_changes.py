@@ -48,7 +48,7 @@ def test_whoever_comes_back_is_in_the_graph_once_it_has_caught_up() -> None:
     back = RUNNING.with_seat(Seat(2, "running", rejoined=True, at=5))
     assert change_of(back, out, newest=20) is None
     caught_up = back.with_seat(Seat(2, "running", rejoined=True, at=20))
-    assert change_of(caught_up, out, newest=20) == Change(2, 22, (), "agent 2 back in the graph")
+    assert change_of(caught_up, out, newest=20) == Change(2, 22, (), "with agent 2")
 
 
 def test_a_fast_restart_far_behind_is_taken_out_and_one_close_behind_is_waited_for() -> None:
@@ -94,7 +94,7 @@ def test_agents_are_told_and_a_restarted_coordinator_remembers(stage: Callable[.
     where = {0: "127.0.0.1:7000"}
     assert run.beat(2, 4).addresses == where
     assert run.beat(0, 2).changes[-1].away == (0,)
-    assert run.beat(0, 3).changes[-1] == Change(2, 5, (), "agent 0 back in the graph")
+    assert run.beat(0, 3).changes[-1] == Change(2, 5, (), "with agent 0")
     run.crash()
     assert [change.away for change in run.coordinator.view().changes] == [(0,), ()]
     assert run.beat(1, 3).addresses == where
@@ -171,3 +171,59 @@ def test_who_is_not_in_its_rounds_cannot_be_asked_to_leave(stage: Callable[..., 
     run.join_all()
     with pytest.raises(UsageError, match="agents 0, 1, 2 are"):
         run.coordinator.drain(Drain(7))
+
+
+def elastic(stage: Callable[..., Any]) -> Any:
+    """Two founders in round 2, and a seat for a third."""
+    run = stage(agents=2, num_seats=3)
+    run.join(0)
+    assert run.join(1).state == "running"  # nobody waits for the newcomer
+    run.report(0, 1)
+    run.report(1, 1)
+    return run
+
+
+def test_a_newcomer_is_woven_in_once_it_has_caught_up(stage: Callable[..., Any]) -> None:
+    run = elastic(stage)
+    assert run.beat(0, 2).changes == ()
+    run.join(2)
+    run.beat(0, 2)
+    assert run.states() == ["running", "running", "running"]
+    told = run.beat(2, 2)
+    assert [(change.from_round, change.away, change.reason) for change in told.changes] == [(3, (), "with agent 2")]
+    assert run.beat(0, 2).addresses == {2: "127.0.0.1:7002"}
+
+
+def test_a_newcomer_that_comes_too_early_waits_for_the_rounds_to_begin(stage: Callable[..., Any]) -> None:
+    run = stage(agents=2, num_seats=3)
+    run.join(2)
+    run.join(0)
+    run.join(1)
+    assert run.states() == ["running", "running", "joined"]
+    run.beat(0, 1)
+    assert run.states() == ["running", "running", "running"]
+    assert [(change.from_round, change.away) for change in run.coordinator.view().changes] == [(2, ())]
+
+
+def test_a_run_ends_without_newcomers_that_never_came(stage: Callable[..., Any]) -> None:
+    run = elastic(stage)
+    for round in range(2, 11):
+        run.report(0, round)
+        run.report(1, round)
+    run.beat(0, 10, done=True)
+    run.beat(1, 10, done=True)
+    run.pass_time(LEASE_S + 1)
+    assert run.coordinator.outcome.kind == "rounds"
+    assert run.coordinator.view().changes == ()
+
+
+def test_a_newcomer_that_is_lost_leaves_the_graph(stage: Callable[..., Any]) -> None:
+    run = elastic(stage)
+    run.join(2)
+    run.beat(0, 2)
+    run.beat(2, 2)
+    run.now += LEASE_S - 1
+    run.beat(0, 3)
+    run.beat(1, 3)
+    run.pass_time(2)
+    assert run.coordinator.view().changes[-1].away == (2,)
