@@ -1,7 +1,8 @@
 """Kill agents and the coordinator at random instants of a run, and see whether the others notice more than that.
 
     python benchmarks/churn.py             ten scripts, one per seed: about a quarter of an hour
-    python benchmarks/churn.py --smoke     one script of a shorter run
+    python benchmarks/churn.py --smoke     one script of a shorter run, in which a sixth agent joins, too
+    python benchmarks/churn.py --join      a sixth agent joins in all of them
 
 Five agents on a ring, one launcher (torchrun) each, a small network on scikit-learn's digits, 200 rounds. A script
 draws three rounds, in any order, and three victims: an agent is killed (SIGKILL, with its launcher) and started again
@@ -14,7 +15,8 @@ Checked, for every seed:
     ends with the bits of the processes); with dirichlet 0.5 the figure is shown: a lost shard takes its classes along;
   - every report that an agent has written down is in the coordinator's database with the same numbers. A killed
     process may have written one that it had not handed in yet; more of them are a failure;
-  - the lost agent is out of the graph, its neighbours are joined, and the agent that came back is in it again.
+  - the lost agent is out of the graph, its neighbours are joined, and the agent that came back is in it again;
+    so is one that joined.
 
 Numbers go to benchmarks/results/churn.json; exit code 1 when a check fails.
 """
@@ -34,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import psutil
 
 from dimat.config import RunConfig, load_config
@@ -57,6 +60,7 @@ SETTINGS = [
     "membership.lease_s=3",
     "exchange.timeout_s=20",
 ]
+ELASTIC = ["membership.elastic=true", "membership.max_agents=6"]
 IID, DIRICHLET = ["task.partition.scheme=iid"], ["task.partition.scheme=dirichlet", "task.partition.alpha=0.5"]
 
 
@@ -67,9 +71,11 @@ class Script:
     returning: int
     lost: int
     rounds: dict[str, int]
+    joins: bool = False
+    """A sixth agent comes when the first kill is due."""
 
     @classmethod
-    def drawn(cls, seed: int, num_agents: int, num_rounds: int) -> Script:
+    def drawn(cls, seed: int, num_agents: int, num_rounds: int, *, joins: bool = False) -> Script:
         """Three rounds in the middle of the run, far enough apart that each is a case of its own."""
         draw = random.Random(seed)
         returning, lost = draw.sample(range(num_agents), 2)
@@ -77,7 +83,8 @@ class Script:
         while True:
             rounds = [draw.randrange(first, last) for _ in range(3)]
             if min(abs(a - b) for i, a in enumerate(rounds) for b in rounds[:i]) >= num_rounds // 20:
-                return cls(returning, lost, dict(zip(("returning", "coordinator", "lost"), rounds, strict=True)))
+                kills = dict(zip(("returning", "coordinator", "lost"), rounds, strict=True))
+                return cls(returning, lost, kills, joins)
 
 
 @dataclass(slots=True)
@@ -95,10 +102,14 @@ class Processes:
         self.coordinator = Child("coordinator", commands.coordinator(self.folder), self.folder / "logs/coordinator.log")
         self.address = self.coordinator.start_and_ask(self.folder)
         for agent in range(self.config.agents):
-            log = self.folder / "logs" / f"agent-{agent}.log"
-            command = commands.alone(self.config, self.folder, self.address, agent)
-            self.agents[agent] = Child(f"agent {agent}", command, log, commands.environment(self.config))
-            self.agents[agent].start()
+            self.start_agent(agent)
+
+    def start_agent(self, agent: int) -> None:
+        """A founder, or one that joins."""
+        log = self.folder / "logs" / f"agent-{agent}.log"
+        command = commands.alone(self.config, self.folder, self.address, agent)
+        self.agents[agent] = Child(f"agent {agent}", command, log, commands.environment(self.config))
+        self.agents[agent].start()
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -134,11 +145,14 @@ def play(config: RunConfig, script: Script, folder: Path) -> dict[str, Any]:
     try:
         run.start()
         due = sorted(script.rounds.items(), key=lambda pair: pair[1])
-        survivors = [agent for agent in run.agents if agent != script.lost]
-        while any(run.agents[agent].poll() is None for agent in survivors):
+        joining = script.joins
+        while any(child.poll() is None for agent, child in run.agents.items() if agent != script.lost):
             if time.monotonic() - started > TIMEOUT_S:
                 return {"failure": f"not over after {TIMEOUT_S:.0f} s", "ends": ends(run)}
             now = newest_round(run.folder)
+            if joining and now >= 2:
+                run.start_agent(config.agents)
+                joining = False
             if due and now >= due[0][1]:
                 what, _ = due.pop(0)
                 if what == "coordinator":
@@ -201,23 +215,29 @@ def judged(run: Processes, script: Script) -> dict[str, Any]:
     }
 
 
-def undisturbed(config: RunConfig, folder: Path, agents: list[int]) -> float:
-    """Mean accuracy of these agents after the last round, when nothing happens."""
+def undisturbed(config: RunConfig, folder: Path) -> dict[int, float]:
+    """Each agent's accuracy after the last round, when nothing happens."""
     run = prepare(config, folder)
     simulate(config, run)
     with Store.open(run, read_only=True) as store:
-        kept = {report.agent: report for report in store.reports(sketches=False) if report.round == config.rounds}
-    return sum(kept[agent].metrics["accuracy"] for agent in agents) / len(agents)
+        kept = [report for report in store.reports(sketches=False) if report.round == config.rounds]
+    return {report.agent: report.metrics["accuracy"] for report in kept}
 
 
 def checks(found: dict[str, Any], script: Script, calm: float, partition: str) -> dict[str, bool]:
     """Name -> whether it holds."""
     if "failure" in found:
         return {found["failure"]: False}
-    ring = [agent for agent in range(5) if agent != script.lost]
-    around = {a: sorted({ring[i - 1], a, ring[(i + 1) % len(ring)]}) for i, a in enumerate(ring)}
+    ring = nx.cycle_graph(5)
+    if script.joins:
+        ring.remove_edge(0, 1)
+        ring.add_edges_from([(0, 5), (5, 1)])
+    a, b = sorted(ring.adj[script.lost])
+    ring.remove_node(script.lost)
+    ring.add_edge(a, b)
+    around = {agent: sorted({agent, *ring.adj[agent]}) for agent in ring}
     named = {
-        "the run ends with all its rounds": found["outcome"] == "rounds" and found["num_finished"] == 4,
+        "the run ends with all its rounds": found["outcome"] == "rounds" and found["num_finished"] == len(ring),
         "survivors and the coordinator end in order": all(
             code == 0 for name, code in found["ends"].items() if name != f"agent {script.lost}"
         ),
@@ -225,7 +245,7 @@ def checks(found: dict[str, Any], script: Script, calm: float, partition: str) -
         "no report is missing": all(
             number <= (1 if agent == script.lost else 0) for agent, number in found["missing"].items()
         ),
-        "the survivors are a ring": {int(a): row for a, row in found["rows"].items() if int(a) in around} == around,
+        "those who are there are a ring": {a: row for a, row in found["rows"].items() if a in around} == around,
     }
     if partition == "iid":
         gap = calm - found["accuracy"]
@@ -238,6 +258,7 @@ def checks(found: dict[str, Any], script: Script, calm: float, partition: str) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--join", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="*", help="which scripts; all by default")
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     arguments = parser.parse_args()
@@ -248,11 +269,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)
         for partition, extra in (("iid", IID), *((("dirichlet", DIRICHLET),) if not arguments.smoke else ())):
+            joins = arguments.smoke or arguments.join
+            settings = [*SETTINGS, *extra, *(ELASTIC if joins else []), f"rounds={rounds}"]
+            config = load_config(None, settings)
+            accuracies = undisturbed(config, out / f"{partition}-undisturbed")
             for seed in seeds if partition == "iid" else list(seeds)[:2]:
-                config = load_config(None, [*SETTINGS, *extra, f"rounds={rounds}"])
-                script = Script.drawn(seed, config.agents, rounds)
+                script = Script.drawn(seed, config.agents, rounds, joins=joins)
                 survivors = [agent for agent in range(config.agents) if agent != script.lost]
-                calm = undisturbed(config, out / f"{partition}-{seed}-calm", survivors)
+                calm = sum(accuracies[agent] for agent in survivors) / len(survivors)
                 found = play(config, script, out / f"{partition}-{seed}")
                 named = checks(found, script, calm, partition)
                 holds &= all(named.values())

@@ -288,6 +288,8 @@ class RoundSummary:
     num_agents: int = 0
     num_missing: int = 0
     """Edges that were not used though the topology has them."""
+    spectral_gap: float = float("nan")
+    """Of the mixing matrix that was really used, over the agents that reported; NaN without a merge."""
 
 
 @dataclass(frozen=True, slots=True)

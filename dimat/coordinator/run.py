@@ -237,6 +237,8 @@ def _complete_round(now: float, run: Run, options: Options) -> Step | None:
         f"round {round}: mean accuracy {summary.mean_accuracy:.3f}, min {summary.min_accuracy:.3f}, "
         f"consensus distance {summary.consensus_distance:.4g}, {summary.num_agents} agents"
     )
+    if summary.num_missing:
+        text += f", {summary.num_missing} edges unused, spectral gap {summary.spectral_gap:.3f}"
     notes = [Note("round", text, round)]
     run = replace(
         run,

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from dimat.coordinator.consensus import consensus_distance, predicted_contraction, ratio, read_sketches
+from dimat.coordinator.consensus import consensus_distance, predicted_contraction, ratio, read_sketches, realised_gap
 from dimat.messages import Report, RoundSummary
 
 
@@ -37,6 +37,7 @@ def summarise(round: int, reports: Iterable[Report], *, linear: bool = True) -> 
         observed_contraction=ratio(after, before),
         mean_loss=_mean(_values(ordered, "loss")),
         num_agents=len(ordered),
+        spectral_gap=realised_gap(ordered),
         num_missing=len({frozenset((report.agent, peer)) for report in ordered for peer in report.missing}),
     )
 

@@ -141,3 +141,19 @@ def test_tables_of_the_report() -> None:
     assert bytes_per_edge(reports) == {(0, 1): 10, (1, 0): 12, (2, 0): 7}
     assert seconds_per_phase(reports) == {1: {"train": 3.0, "wait": 1.0}, 2: {"train": 3.0}}
     assert units_moved(reports) == {1: {"conv": 0.5}, 2: {"conv": 0.25, "fc": 1.0}}
+
+
+def test_the_gap_is_that_of_the_matrix_that_was_used() -> None:
+    """An edge of a ring of four is missing; second singular value of W - J by hand."""
+    third = 1 / 3
+    rows = {
+        0: {0: 2 * third, 3: third},
+        1: {1: 2 * third, 2: third},
+        2: {1: third, 2: third, 3: third},
+        3: {0: third, 2: third, 3: third},
+    }
+    reports = [Report(agent, "s", 1, {}, weights=row) for agent, row in rows.items()]
+    matrix = np.array([[rows[i].get(j, 0.0) for j in range(4)] for i in range(4)])
+    oracle = 1 - np.linalg.svd(matrix - 0.25, compute_uv=False)[0]
+    assert summarise(1, reports).spectral_gap == pytest.approx(oracle)
+    assert math.isnan(summarise(1, [Report(agent, "s", 1, {}) for agent in range(4)]).spectral_gap)

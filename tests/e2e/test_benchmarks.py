@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ("barrier.py", "| MLP | the two nets |"),
         ("continual.py", "| OPCM |"),
         ("continual_kill.py", "holds   every state has the same bits"),
+        ("churn.py", "holds  those who are there are a ring"),
         ("first_merge.py", "holds  first merge, iid"),
         ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),

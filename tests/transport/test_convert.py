@@ -22,7 +22,7 @@ from dimat.transport.grpc import convert
 ROOT = Path(__file__).parents[2]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
 
-SUMMARY = messages.RoundSummary(3, 0.9, 0.8, 0.7, 1.5, 3.0, 0.5, 0.51, 0.2, 5, 1)
+SUMMARY = messages.RoundSummary(3, 0.9, 0.8, 0.7, 1.5, 3.0, 0.5, 0.51, 0.2, 5, 1, spectral_gap=0.46)
 MEMBER = messages.Member(2, "h:1", "running", 3, "wait", "for 1", 0.5, {"loss": 0.5}, 10, {"7": 10})
 ENTRY = continual.LedgerEntry("a", "0" * 64, 3, 0.5, 1.5, "2026-01-01T00:00:00", "anna", -0.25, 4, 0.5)
 VALUES = [

@@ -234,7 +234,7 @@ class Member(_message.Message):
     def __init__(self, agent: _Optional[int] = ..., address: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., round: _Optional[int] = ..., phase: _Optional[str] = ..., waiting: _Optional[str] = ..., silent_s: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., num_samples: _Optional[int] = ..., histogram: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RoundSummary(_message.Message):
-    __slots__ = ("round", "mean_accuracy", "min_accuracy", "mean_accuracy_before_merge", "consensus_distance", "consensus_distance_before", "predicted_contraction", "observed_contraction", "mean_loss", "num_agents", "num_missing")
+    __slots__ = ("round", "mean_accuracy", "min_accuracy", "mean_accuracy_before_merge", "consensus_distance", "consensus_distance_before", "predicted_contraction", "observed_contraction", "mean_loss", "num_agents", "num_missing", "spectral_gap")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEAN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class RoundSummary(_message.Message):
     MEAN_LOSS_FIELD_NUMBER: _ClassVar[int]
     NUM_AGENTS_FIELD_NUMBER: _ClassVar[int]
     NUM_MISSING_FIELD_NUMBER: _ClassVar[int]
+    SPECTRAL_GAP_FIELD_NUMBER: _ClassVar[int]
     round: int
     mean_accuracy: float
     min_accuracy: float
@@ -257,7 +258,8 @@ class RoundSummary(_message.Message):
     mean_loss: float
     num_agents: int
     num_missing: int
-    def __init__(self, round: _Optional[int] = ..., mean_accuracy: _Optional[float] = ..., min_accuracy: _Optional[float] = ..., mean_accuracy_before_merge: _Optional[float] = ..., consensus_distance: _Optional[float] = ..., consensus_distance_before: _Optional[float] = ..., predicted_contraction: _Optional[float] = ..., observed_contraction: _Optional[float] = ..., mean_loss: _Optional[float] = ..., num_agents: _Optional[int] = ..., num_missing: _Optional[int] = ...) -> None: ...
+    spectral_gap: float
+    def __init__(self, round: _Optional[int] = ..., mean_accuracy: _Optional[float] = ..., min_accuracy: _Optional[float] = ..., mean_accuracy_before_merge: _Optional[float] = ..., consensus_distance: _Optional[float] = ..., consensus_distance_before: _Optional[float] = ..., predicted_contraction: _Optional[float] = ..., observed_contraction: _Optional[float] = ..., mean_loss: _Optional[float] = ..., num_agents: _Optional[int] = ..., num_missing: _Optional[int] = ..., spectral_gap: _Optional[float] = ...) -> None: ...
 
 class View(_message.Message):
     __slots__ = ("number", "state", "start_round", "stop_after", "reason", "members", "newest", "changes")
