@@ -128,10 +128,31 @@ class MergeConfig(Part):
 class ExchangeConfig(Part):
     """How models travel."""
 
-    mode: Literal["sync"] = "sync"
+    mode: Literal["sync", "async"] = "sync"
+    """sync: a round waits for its neighbours' snapshots of the same round, until the deadline. async: nobody is waited
+    for; a round merges with the newest snapshot that each neighbour has."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """How long a round waits for its neighbours before it goes on without them."""
+    """How long a neighbour is waited for at most before the round goes on without it: the ceiling of every deadline."""
+    min_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """How long a neighbour that came last time is waited for at least: the floor of its deadline. None: 10 s, or
+    timeout_s where that is less."""
+    deadline: Literal["adaptive", "fixed"] = "adaptive"
+    """adaptive: the median of past waits for that neighbour plus 4 times their median distance from it, between floor
+    and ceiling. fixed: always timeout_s. What is merged is the same for both as long as no deadline strikes."""
+    max_staleness: Annotated[int, Field(ge=0)] = 10
+    """async: a snapshot that is older than the agent's own round by more rounds than this is not merged with."""
+    staleness_power: Annotated[float, Field(ge=0)] = 0.5
+    """async: a snapshot s rounds older has its weight times (1 + s) ** -staleness_power; what is left goes to self."""
     encoding: Literal["float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _floor_is_below_ceiling(self) -> Self:
+        if self.min_timeout_s is not None and self.min_timeout_s > self.timeout_s:
+            raise ValueError(
+                f"min_timeout_s is {self.min_timeout_s:g} and timeout_s {self.timeout_s:g}: "
+                "the least wait is longer than the longest"
+            )
+        return self
 
 
 class StopConfig(Part):
@@ -204,6 +225,11 @@ class RunConfig(Part):
             raise ValueError(
                 "merge.final 'complete' merges in the last of all rounds, which stop.target_accuracy and stop.patience "
                 "may leave out: take one or the other"
+            )
+        if self.merge.final == "complete" and self.exchange.mode == "async":
+            raise ValueError(
+                "merge.final 'complete' brings all agents to one point at the same moment, and there is no such moment "
+                "with exchange.mode 'async': take 'sync', or merge the last checkpoints with `dimat merge`"
             )
         return self
 

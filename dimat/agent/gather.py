@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dimat.agent.deadline import LEAST_SHARE, is_late, looked_at
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -17,6 +18,12 @@ from dimat.transport.base import Wait
 
 MAX_REASON = 500
 """Characters of a reason in a report: a peer has a say in its words, and the coordinator reads small messages only."""
+
+MIN_WAIT_S = 0.05
+"""A wait that has begun asks at least once."""
+
+MIN_LOOK_S = 0.1
+"""How long a late neighbour has to say how far it is: at least a round trip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +47,18 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     drop it, and a symmetric matrix stays doubly stochastic.
     """
     neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
-    end = time.monotonic() + agent.config.exchange.timeout_s
+    begun = time.monotonic()
     missing: dict[int, str] = {}
 
     with clock("wait"):
-        ready = yield Wait("published", neighbours, "snapshot", number, agent.config.exchange.timeout_s)
-    for peer in neighbours:
-        if peer not in ready:
-            missing[peer] = f"had not published round {number} after {agent.config.exchange.timeout_s:g} s"
+        ready = yield from _published(agent, number, neighbours, missing)
+    end = begun + agent.patience_s("published", ready)
 
     with clock("gather"):
         fetches = tuple(agent.fetch_from(peer, "snapshot", number) for peer in sorted(ready))
         # A second at least: a neighbour that came at the last moment is still worth its transfer.
         answers = agent.transport.gather(fetches, timeout_s=max(1.0, end - time.monotonic())) if fetches else {}
+    agent.close_round(number)
     payloads = {}
     for peer, answer in sorted(answers.items()):
         if isinstance(answer, TransportError):
@@ -62,7 +68,8 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
 
     if payloads and agent.mutual(number):
         with clock("wait"):
-            left = max(1.0, end - time.monotonic())
+            # A neighbour that has published reads when its own wait for others is over: a deadline like this one's.
+            left = max(1.0, end + agent.patience_s("published", payloads) - time.monotonic())
             agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)
         for peer in tuple(payloads):
             if peer not in agreed:
@@ -75,6 +82,44 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         bytes_received={peer: payload.num_bytes for peer, payload in payloads.items()},
         missing=missing,
     )
+
+
+def _published(
+    agent: Agent, number: int, neighbours: tuple[int, ...], missing: dict[int, str]
+) -> Steps[frozenset[int]]:
+    """Wait for the neighbours that usually come; then, for as long as they are worth it, for those who are behind.
+
+    Returns who has published round `number`; who has not is put into `missing`.
+    """
+    begun = time.monotonic()
+    behind = _behind(agent, number, neighbours)
+    ready: frozenset[int] = frozenset()
+    for peers in (tuple(peer for peer in neighbours if peer not in behind), behind):
+        if not peers and neighbours:
+            continue
+        deadline_s = agent.patience_s("published", peers)
+        left = max(MIN_WAIT_S, begun + deadline_s - time.monotonic())
+        came = yield Wait("published", peers, "snapshot", number, left)
+        ready |= came
+        for peer in sorted(set(peers) - came):
+            missing[peer] = f"had not published round {number} after {deadline_s:.3g} s"
+    return ready
+
+
+def _behind(agent: Agent, number: int, neighbours: tuple[int, ...]) -> tuple[int, ...]:
+    """The neighbours that missed their last deadline and have not published round `number` yet.
+
+    They are asked how far they are: one that moves is waited for longer than one that has stopped.
+    """
+    limits = agent.limits
+    late = [peer for peer in neighbours if limits.adaptive and is_late(agent.past, "published", peer)]
+    for peer in late:
+        try:
+            told = agent.transport.describe(peer, max(MIN_LOOK_S, limits.floor_s * LEAST_SHARE)).newest
+        except TransportError:
+            continue
+        agent.past = looked_at(agent.past, peer, told.get("snapshot", -1))
+    return tuple(peer for peer in late if agent.past.seen.get(peer, -1) < number)
 
 
 def realised_row(agent: int, row: Mapping[int, float], present: frozenset[int]) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dimat.agent.newest import let_others_read
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
@@ -59,7 +60,8 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     directive = Directive(stop_after=view.stop_after, reason=view.reason)
     last = view.start_round
     for number in range(view.start_round + 1, (rounds if view.stop_after is None else view.stop_after) + 1):
-        if number - HISTORY > view.start_round:  # what an earlier life published is not held any more
+        # What an earlier life published is not held any more.
+        if agent.config.exchange.mode == "sync" and number - HISTORY > view.start_round:
             yield from _readers_have(agent, number - HISTORY)
         report, clock = (yield from run_round(agent, number)), PhaseClock(agent.status)
         # The checkpoint first: what the coordinator knows of can be continued from.
@@ -71,6 +73,9 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         agent.hear(directive)
         if directive.stop_after is not None and number >= directive.stop_after:
             break
+    if agent.config.exchange.mode == "async":
+        yield from let_others_read(agent, last)
+        return directive
     for number in (last - 1, last):
         yield from _readers_have(agent, number)
     return directive
@@ -85,4 +90,4 @@ def _readers_have(agent: Agent, number: int) -> Steps[None]:
         return
     readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:
-        yield Wait("acknowledged", readers, "snapshot", number, agent.config.exchange.timeout_s)
+        yield Wait("acknowledged", readers, "snapshot", number, agent.patience_s("read", readers))

@@ -18,11 +18,11 @@ from dimat.agent.heartbeat import Pulse
 from dimat.agent.live import check_neighbours, introduction, run_rounds
 from dimat.agent.state import Agent
 from dimat.agent.steps import drive
+from dimat.agent.waiting import wait_on_network
 from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted, SchemaError
 from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
-from dimat.transport.base import Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def run_agent(
             _check_neighbours(agent, config.exchange.timeout_s)
         else:
             view = catch_up(agent, view)
-        drive(run_rounds(agent, view, control), partial(_wait, agent))
+        drive(run_rounds(agent, view, control), partial(wait_on_network, agent))
         return agent.status.stop_asked
     except DimatError as failure:
         error = str(failure)
@@ -112,26 +112,6 @@ def _addresses(view: View, agent: Agent, address: str, directory: StoreDirectory
     directory.register(f"agent/{agent.id}", address)
     peers = range(agent.config.agents)
     return {peer: directory.lookup(f"agent/{peer}") for peer in peers if peer != agent.id}
-
-
-def _wait(agent: Agent, wait: Wait) -> frozenset[int]:
-    """Wait on the network, saying whom for and why, in heartbeats and, when it changes, in the log."""
-    since = time.monotonic()
-    told = ""
-
-    def on_change(pending: Mapping[int, str]) -> None:
-        nonlocal told
-        agent.status.wait_for(wait.round, pending, since)
-        if pending and time.monotonic() - since > 1.0 and agent.status.waiting != told:
-            told = agent.status.waiting
-            log.info("agent %d: %s", agent.id, told)
-
-    came = agent.transport.wait(wait, on_change)
-    agent.status.waiting = ""
-    late = sorted(set(wait.peers) - came)
-    if late:
-        log.warning("agent %d: round %d goes on without agents %s (%s)", agent.id, wait.round, late, wait.what)
-    return came
 
 
 def _listen_to_signals(agent: Agent) -> partial[None]:

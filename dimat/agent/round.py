@@ -3,7 +3,7 @@
 train     local epochs on the agent's own data
 publish   freeze a snapshot; neighbours may fetch it from now on
 wait      until the neighbours have published, or the deadline
-gather    fetch the neighbours' snapshots of this round at the same time
+gather    fetch the neighbours' snapshots of this round at the same time (`async`: their newest, without a wait)
 align     bring the neighbours into my basis, where the policy asks for it
 fold      me and the neighbours who answered, weighted by my row of W
 calibrate batch-norm statistics, or those of all channels, on my own samples
@@ -19,6 +19,7 @@ import torch
 
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours
 from dimat.agent.gather import gather
+from dimat.agent.newest import gather_newest
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -59,7 +60,8 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     with clock("sketch"):
         sketch_before = sketch(parameters_of(agent.model), seed=config.seed)
 
-    gathered = yield from gather(agent, number, agent.row(number), clock)
+    exchange = gather if config.exchange.mode == "sync" else gather_newest
+    gathered = yield from exchange(agent, number, agent.row(number), clock)
 
     with clock("align"):
         states = gathered.states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dimat.agent.checkpoint import (
     rounds_held,
     save_checkpoint,
 )
+from dimat.agent.deadline import Limits, Past, What, deadline_s
 from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.status import Status
 from dimat.align import PermutationSpec
@@ -24,7 +26,7 @@ from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology, with_newcomers, without_agents
-from dimat.transport.base import Buffer, Fetch, Transport
+from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
 
 MAX_REPAIRED = 8
 """Repaired topologies that are kept: an agent meets two or three at a time."""
@@ -70,6 +72,10 @@ class Agent:
     """The topology by who is away, made when first needed."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
+    newest: dict[int, int] = field(default_factory=dict)
+    """The newest round of a neighbour's that was ever fetched, for `exchange.mode: async`."""
+    past: Past = field(default_factory=Past)
+    """What is remembered of waits for neighbours. A simulation, which has no clock, remembers no waits."""
 
     @property
     def checkpoints(self) -> Path:
@@ -144,8 +150,22 @@ class Agent:
         self.transport.publish(payload)
         return payload
 
-    def fetch_from(self, peer: int, kind: str, round: int) -> Fetch:
-        """The request for a peer's payload, into memory that is used again every round."""
+    def close_round(self, round: int) -> None:
+        """Tell whoever waits for this agent's acknowledgements that it reads no more of `round`."""
+        self.transport.publish(Payload(Header(CLOSED, round, self.id), ()))
+
+    @property
+    def limits(self) -> Limits:
+        """Between what this agent's deadlines move."""
+        exchange = self.config.exchange
+        return Limits(exchange.timeout_s, exchange.min_timeout_s, exchange.deadline == "adaptive")
+
+    def patience_s(self, what: What, peers: Iterable[int]) -> float:
+        """The longest deadline of `peers`."""
+        return max((deadline_s(self.past, what, peer, self.limits) for peer in peers), default=0.0)
+
+    def fetch_from(self, peer: int, kind: str, round: int | None) -> Fetch:
+        """The request for a peer's payload (None: its newest), into memory that is used again every round."""
         return Fetch(peer=peer, kind=kind, round=round, into=self.buffer_for(peer))
 
     def buffer_for(self, peer: int) -> Buffer:

@@ -2,13 +2,14 @@
 
 Rounds are generators, so an agent runs until it has to wait, and the next one goes on. When everybody waits, the
 oldest wait is over: that is what a deadline means without a clock. Each agent keeps its own random streams, so a
-simulated run ends with the bits of a networked one.
+simulated run ends with the bits of a networked one. With `exchange.mode: async` nobody waits; then one turn is one
+round, and the order of turns stands for the clock: the same bits each time, though not those of any networked run.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +59,20 @@ class Running:
         self.randomness = capture(self.agent.loader)
 
 
-def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | None = None) -> None:
+def simulate(
+    config: RunConfig,
+    folder: Path,
+    on_view: Callable[[View], None] | None = None,
+    pace: Mapping[int, int] | None = None,
+) -> None:
     """Run `config` in this process; numbers, checkpoints and events go to `folder` as in a networked run.
 
     Args:
         config: the run.
         folder: a prepared run folder; a run that stopped there is continued.
         on_view: told the coordinator's picture whenever it changes.
+        pace: how many turns of the others a turn of an agent takes, 1 where nothing is said. In synchronous rounds that
+            changes nothing but the order of work; with `exchange.mode: async` it is who is slow.
 
     Raises:
         DimatError: as the agents of a networked run would.
@@ -82,14 +90,15 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
             one.steps = run_rounds(one.agent, view, control)
-        seen, num_steps, asked = -1, 0, False
+        seen, num_steps, num_turns, asked = -1, 0, 0, False
         while any(not one.done for one in running):
             if len(signals.names) > 1:
                 raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
             if signals.names and not asked:
                 coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
                 asked = True
-            for one in runnable(running):
+            num_turns += 1
+            for one in in_turn(runnable(running), num_turns, pace or {}):
                 num_steps += 1
                 one.step(num_steps)
             view = coordinator.changed(after=-1, timeout_s=0.0)
@@ -107,6 +116,11 @@ def runnable(running: list[Running]) -> list[Running]:
     """The agents to step now, by id: those that have what they wait for; else the one that has waited longest."""
     ready = [one for one in running if one.can_go_on()]
     return ready or [min((one for one in running if not one.done), key=lambda one: one.since)]
+
+
+def in_turn(ready: list[Running], turn: int, pace: Mapping[int, int]) -> list[Running]:
+    """Those of `ready` whose turn it is: agent a's is every `pace[a]`-th."""
+    return [one for one in ready if turn % pace.get(one.agent.id, 1) == 0]
 
 
 def _make(config: RunConfig, number: int, folder: Path, hub: MemoryHub) -> Running:

@@ -19,6 +19,10 @@ from dimat.messages import Description, Directive, Drain, Heartbeat, Join, Paylo
 HISTORY = 2
 """Rounds of each kind that a publisher keeps."""
 
+CLOSED = "closed"
+"""The kind of an empty payload by which an agent says that it reads nothing any more of this round, or an earlier one.
+Whoever waits for its acknowledgement need not wait longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -96,7 +100,8 @@ class Transport(Protocol):
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Block until all peers have done what is waited for, or the time is over; returns those who have.
 
-        The acknowledgement of a peer that has published a later round is not waited for: it has given up on this one.
+        The acknowledgement of a peer that has published a later round, or has `CLOSED` this one, is not waited for: it
+        has given up on it.
 
         Peers that are presumed gone (`presume_gone`) are not waited for.
 

@@ -14,7 +14,7 @@ from dimat.errors import PeerUnavailable, TransportError
 from dimat.messages import Description, Directive, Heartbeat, Join, Payload, Report, Schema, View
 from dimat.transport.base import ControlHandler, Fetch, Wait
 from dimat.transport.receive import Receiver, pieces
-from dimat.transport.store import Changes, SnapshotStore, wait_for_peers
+from dimat.transport.store import Changes, SnapshotStore, has_gone_on, wait_for_peers
 
 PIECE_BYTES = 1 << 20
 """Bytes copied at once: what fits the processor's cache is checked there."""
@@ -98,12 +98,12 @@ class MemoryTransport:
         return frozenset(peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) >= wait.round)
 
     def settled(self, wait: Wait) -> frozenset[int]:
-        """Those of `wait.peers` for whom waiting is over: they have done it, have gone on to a later round, or gone."""
+        """Those of `wait.peers` for whom waiting is over: they have done it, read this round no more, or are gone."""
         gone = self._gone & frozenset(wait.peers)
         if wait.what == "published":
             return self.ready(wait) | gone
         doors = ((peer, self._hub.find(peer)) for peer in wait.peers)
-        gone_on = {peer for peer, door in doors if door and door._store.newest().get(wait.kind, -1) > wait.round}
+        gone_on = {peer for peer, door in doors if door and has_gone_on(wait, door._store.newest())}
         return self.ready(wait) | gone_on | gone
 
     def presume_gone(self, peers: frozenset[int]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from dimat.errors import RoundGone
 from dimat.messages import Payload
-from dimat.transport.base import HISTORY, Wait
+from dimat.transport.base import CLOSED, HISTORY, Wait
 
 WAIT_TICK_S = 5.0
 """Seconds after which a wait tells again what is known of the missing, though nothing happened."""
@@ -127,6 +127,11 @@ class SnapshotStore:
         """Who has acknowledged reading a round; nobody, once it is no longer held."""
         with self._lock:
             return frozenset(self._readers.get((kind, round_), ()))
+
+
+def has_gone_on(wait: Wait, newest: Mapping[str, int]) -> bool:
+    """Whether a peer whose newest rounds by kind are `newest` will not read what `wait` is about any more."""
+    return newest.get(wait.kind, -1) > wait.round or newest.get(CLOSED, -1) >= wait.round
 
 
 def wait_for_peers(

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from dimat.errors import PeerUnavailable, TransportError, UsageError
 from dimat.messages import Description, Payload, Schema
-from dimat.transport.base import Fetch, Wait
+from dimat.transport.base import CLOSED, Fetch, Wait
 from dimat.transport.grpc import convert, options
 from dimat.transport.grpc.client import FIRST_PAUSE_S, MAX_PAUSE_S, PeerClient
 from dimat.transport.grpc.loop import LoopThread
 from dimat.transport.grpc.peer_service import SERVICE, PeerService
 from dimat.transport.grpc.server import GrpcServer
-from dimat.transport.store import SnapshotStore, wait_for_peers
+from dimat.transport.store import SnapshotStore, has_gone_on, wait_for_peers
 
-UNASKED_S = 0.5
+UNASKED_S = 0.05
 """How long acknowledgements are awaited before their senders are asked how far they are."""
 
 LAST_WORDS_S = 1.0
@@ -117,7 +117,7 @@ class GrpcTransport:
         return frozenset(peer for peer in wait.peers if newest.get(peer, -1) >= wait.round)
 
     def _wait_for_readers(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None) -> frozenset[int]:
-        """Wait for acknowledgements, but not for those of peers that have published a later round.
+        """Wait for acknowledgements, but not for those of peers that have closed the round or published a later one.
 
         They have given up on this one. Waiting for them would make this agent late for the next round, and so on
         for ever. They are asked only when acknowledgements, which come unasked, take long.
@@ -133,17 +133,21 @@ class GrpcTransport:
         came = wait_for_peers(unasked, self._store.changes, lambda: readers() | self._gone, known, on_change)
         if len(came) == len(wait.peers) or wait.timeout_s <= UNASKED_S:
             return readers() & frozenset(wait.peers)
-        newest: dict[int, int] = {}
         later = replace(wait, round=wait.round + 1, timeout_s=wait.timeout_s - UNASKED_S)
-        polls = self._running().run(self._start_polls(later, newest))
+        closed = replace(later, kind=CLOSED, round=wait.round)
+        published: dict[int, int] = {}
+        ended: dict[int, int] = {}
+        loop = self._running()
+        polls = [*loop.run(self._start_polls(later, published)), *loop.run(self._start_polls(closed, ended))]
 
         def settled() -> frozenset[int]:
-            return readers() | self._gone | {peer for peer in wait.peers if newest.get(peer, -1) > wait.round}
+            told = {peer: {wait.kind: published.get(peer, -1), CLOSED: ended.get(peer, -1)} for peer in wait.peers}
+            return readers() | self._gone | {peer for peer, newest in told.items() if has_gone_on(wait, newest)}
 
         try:
             wait_for_peers(later, self._store.changes, settled, known, on_change)
         finally:
-            self._running().run(_cancel(polls))
+            loop.run(_cancel(polls))
         return readers() & frozenset(wait.peers)
 
     def presume_gone(self, peers: frozenset[int]) -> None:

@@ -1,0 +1,143 @@
+"""How long a neighbour is waited for: its own past decides, between a floor and a ceiling.
+
+With d_1 ... d_n the seconds that past waits for one neighbour took, newest `WINDOW` of them,
+
+    m = median(d)        MAD = median |d_i - m|        deadline = min(ceiling, max(floor, m + 4 MAD))
+
+Both are medians, so a few odd rounds (an evaluation, a garbage collection) do not move the deadline, and a neighbour
+that is regularly late is waited for as long as it regularly takes. Until `MIN_SAMPLES` waits are known the ceiling
+holds: the first rounds, in which agents start and align, are the least regular ones. A wait that expired is no
+duration: how long it would have taken is not known.
+
+Whoever missed its deadline is late. As long as it goes on publishing rounds, old ones though, it is waited for as
+before: that is how one that fell behind catches up, for it finds its neighbours' rounds ready and need not wait. When
+it publishes nothing from one wait to the next, the deadline is halved each time, down to an eighth of the floor: one
+that is gone costs next to nothing, and is noticed when it comes back. Were those who are gone waited for as long as
+those who are merely late, two healthy groups could stay a round apart for ever, each waiting in vain as long as the
+other: `tests/agent/test_deadline_model.py` plays that.
+
+Everything is a pure function; the memory is a value that is passed in and out.
+
+Source of the robust estimate: Hampel, «The influence curve and its role in robust estimation», JASA 69, 1974.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+WINDOW = 20
+"""Waits that are remembered of each neighbour."""
+
+LEAST_SHARE = 1 / 16
+"""Of the floor: how long one is waited for that has not been heard of for long."""
+
+MIN_SAMPLES = 5
+"""Waits that must be known before the deadline follows them."""
+
+DEFAULT_FLOOR_S = 10.0
+"""A neighbour on a busy machine may stand still for seconds without being ill."""
+
+What = Literal["published", "read", "fetched"]
+"""What is awaited: that a neighbour publishes, that a reader reads, that a transfer ends."""
+
+Key = tuple[What, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Between what deadlines move.
+
+    >>> Limits(60.0), Limits(3.0).floor_s
+    (Limits(ceiling_s=60.0, min_s=None, adaptive=True), 3.0)
+    """
+
+    ceiling_s: float
+    min_s: float | None = None
+    """None: `DEFAULT_FLOOR_S`, or the ceiling where that is lower."""
+    adaptive: bool = True
+    """False: every deadline is the ceiling."""
+
+    @property
+    def floor_s(self) -> float:
+        """The shortest deadline of a neighbour that came last time."""
+        return min(self.ceiling_s, DEFAULT_FLOOR_S if self.min_s is None else self.min_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What an agent remembers of its waits, by what was awaited and from whom."""
+
+    waits: Mapping[Key, tuple[float, ...]] = field(default_factory=dict)
+    """Seconds that waits took which did not expire, oldest first."""
+    expiries: Mapping[Key, int] = field(default_factory=dict)
+    """Deadlines that passed in a row while nothing came at all, of those who are late; others are not in it."""
+    seen: Mapping[int, int] = field(default_factory=dict)
+    """The newest round that a late neighbour had published when it was last looked at."""
+
+
+def deadline_s(past: Past, what: What, peer: int, limits: Limits) -> float:
+    """Seconds after which `peer` is not waited for any longer.
+
+    >>> past = Past({("published", 1): (2.0, 3.0, 2.0, 2.0, 4.0)})
+    >>> deadline_s(past, "published", 1, Limits(60.0, 1.0))
+    2.0
+    >>> deadline_s(Past(), "published", 1, Limits(60.0, 1.0))
+    60.0
+    """
+    if not limits.adaptive:
+        return limits.ceiling_s
+    waits = past.waits.get((what, peer), ())
+    usual_s = limits.ceiling_s if len(waits) < MIN_SAMPLES else median_and_mads(waits)
+    base_s = min(limits.ceiling_s, max(limits.floor_s, usual_s))
+    expiries = past.expiries.get((what, peer), 0)
+    return base_s if not expiries else limits.floor_s * max(0.5**expiries, LEAST_SHARE)
+
+
+def median_and_mads(waits: tuple[float, ...], num_mads: float = 4.0) -> float:
+    """The median plus `num_mads` times the median distance from it.
+
+    >>> median_and_mads((1.0, 2.0, 3.0, 4.0, 100.0))
+    7.0
+    """
+    middle = statistics.median(waits)
+    return middle + num_mads * statistics.median(abs(wait - middle) for wait in waits)
+
+
+def came(past: Past, what: What, peer: int, waited_s: float) -> Past:
+    """What is remembered after a wait of `waited_s` seconds that `peer` ended."""
+    key = (what, peer)
+    waits = (*past.waits.get(key, ()), waited_s)[-WINDOW:]
+    late = {other: number for other, number in past.expiries.items() if other != key}
+    return replace(past, waits={**past.waits, key: waits}, expiries=late)
+
+
+def expired(past: Past, what: What, peer: int) -> Past:
+    """What is remembered after a deadline that passed.
+
+    >>> expired(expired(Past(), "published", 1), "published", 1).expiries
+    {('published', 1): 2}
+    """
+    key = (what, peer)
+    return replace(past, expiries={**past.expiries, key: past.expiries.get(key, 0) + 1})
+
+
+def looked_at(past: Past, peer: int, newest: int) -> Past:
+    """What is remembered after a look at a late neighbour whose newest round is `newest`: one that moves is alive.
+
+    >>> past = looked_at(expired(expired(Past(), "published", 1), "published", 1), 1, newest=7)
+    >>> past.expiries, past.seen
+    ({('published', 1): 1}, {1: 7})
+    """
+    expiries = past.expiries
+    key: Key = ("published", peer)
+    if newest > past.seen.get(peer, -1) and key in expiries:
+        expiries = {**expiries, key: 1}
+    return replace(past, expiries=expiries, seen={**past.seen, peer: newest})
+
+
+def is_late(past: Past, what: What, peer: int) -> bool:
+    """Whether `peer` did not come in time when it was last waited for."""
+    return (what, peer) in past.expiries

@@ -1,0 +1,115 @@
+"""Merging without waiting (`exchange.mode: async`): each round takes the newest snapshot that every neighbour has.
+
+A snapshot of round q, merged in one's own round r, is s = max(0, r - q) rounds old, and
+
+    w'_j = w_j (1 + s_j) ** -p        w'_self = w_self + sum_j (w_j - w'_j)
+
+with the row w of the mixing matrix and p = `exchange.staleness_power`. Beyond `exchange.max_staleness` the weight is
+zero; a snapshot of a later round than one's own counts in full. Rows go on summing to one; columns do not, since
+nothing is agreed between the two ends of an edge: the average of all models is not kept, but drifts towards those who
+are read more often than they read, which are the slow ones when p is zero and the fast ones when it is large.
+
+An agent that does not answer costs a round its deadline; after the second failure in a row it is asked in every second
+round, then in every fourth, and so on up to every eighth.
+
+Source: Xie, Koyejo, Gupta, «Asynchronous federated optimization», arXiv 1903.03934: the polynomial discount of their
+section 5.2, there on a server's mixing weight, here on each edge.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from dimat.agent.deadline import Past, came, expired
+from dimat.agent.gather import MAX_REASON, Gathered
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.steps import Steps
+from dimat.errors import PeerUnavailable, TransportError
+from dimat.snapshot.encode import decode
+from dimat.transport.base import Wait
+
+MAX_REST = 8
+"""One that does not answer is asked every so many rounds at least."""
+
+
+def gather_newest(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseClock) -> Steps[Gathered]:
+    """Fetch what the neighbours have published last, and weigh it by its age in rounds."""
+    exchange = agent.config.exchange
+    with clock("wait"):
+        # Nobody is waited for; but where all agents share one thread, it is the others' turn.
+        yield Wait("published", (), "snapshot", number, 0.0)
+    neighbours = sorted(peer for peer in row if peer != agent.id)
+    missing = {peer: "is asked less often: it did not answer" for peer in neighbours if rests(agent.past, peer, number)}
+    asked = [peer for peer in neighbours if peer not in missing]
+    with clock("gather"):
+        begun = time.monotonic()
+        fetches = tuple(agent.fetch_from(peer, "snapshot", None) for peer in asked)
+        answers = agent.transport.gather(fetches, agent.patience_s("fetched", asked)) if fetches else {}
+        took_s = time.monotonic() - begun
+    payloads = {}
+    staleness: dict[int, int] = {}
+    for peer, answer in sorted(answers.items()):
+        # Whoever answers is there, even if there is nothing to read yet, or nothing good.
+        silent = isinstance(answer, PeerUnavailable)
+        agent.past = expired(agent.past, "fetched", peer) if silent else came(agent.past, "fetched", peer, took_s)
+        if isinstance(answer, TransportError):
+            missing[peer] = str(answer)[:MAX_REASON]
+            continue
+        newest = answer.header.round
+        agent.newest[peer] = max(newest, agent.newest.get(peer, 0))
+        staleness[peer] = max(0, number - newest)
+        if staleness[peer] > exchange.max_staleness:
+            missing[peer] = (
+                f"its newest snapshot, of round {newest}, is {staleness[peer]} rounds old in round {number}; "
+                f"exchange.max_staleness is {exchange.max_staleness}"
+            )
+            continue
+        payloads[peer] = answer
+    fresh = {peer: staleness[peer] for peer in payloads}
+    return Gathered(
+        states={peer: decode(payload) for peer, payload in payloads.items()},
+        weights=discounted_row(agent.id, row, fresh, exchange.staleness_power),
+        bytes_received={
+            peer: answer.num_bytes for peer, answer in answers.items() if not isinstance(answer, TransportError)
+        },
+        missing=missing,
+    )
+
+
+def discounted_row(
+    agent: int, row: Mapping[int, float], staleness: Mapping[int, int], power: float
+) -> dict[int, float]:
+    """The row of W that is really used: each neighbour's weight discounted by its age in rounds, the rest on self.
+
+    >>> discounted_row(0, {0: 0.5, 1: 0.25, 2: 0.25}, {1: 0, 2: 3}, power=0.5)
+    {0: 0.625, 1: 0.25, 2: 0.125}
+    """
+    used = {peer: row[peer] * (1 + age) ** -power for peer, age in staleness.items()}
+    given_back = sum(weight - used.get(peer, 0.0) for peer, weight in sorted(row.items()) if peer != agent)
+    return dict(sorted({**used, agent: row[agent] + given_back}.items()))
+
+
+def rests(past: Past, peer: int, number: int) -> bool:
+    """Whether `peer`, which did not answer, is not asked in round `number`.
+
+    >>> past = Past(expiries={("fetched", 1): 3})
+    >>> [number for number in range(1, 13) if not rests(past, 1, number)]
+    [4, 8, 12]
+    """
+    failures = past.expiries.get(("fetched", peer), 0)
+    return failures > 1 and number % min(MAX_REST, 2 ** (failures - 1)) != 0
+
+
+def let_others_read(agent: Agent, last: int) -> Steps[None]:
+    """Serve the last snapshot until every reader that is still in its rounds has had it, or the deadline passes.
+
+    A neighbour that had published round `last` itself when it was read last has nothing more to read.
+    """
+    agent.close_round(last)
+    readers = tuple(
+        peer for peer in agent.topology_in(last).readers(agent.id, last - 1) if agent.newest.get(peer, 0) < last
+    )
+    if readers and agent.merges(last):
+        yield Wait("acknowledged", readers, "snapshot", last, agent.config.exchange.timeout_s)
