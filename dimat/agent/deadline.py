@@ -9,12 +9,15 @@ that is regularly late is waited for as long as it regularly takes. Until `MIN_S
 holds: the first rounds, in which agents start and align, are the least regular ones. A wait that expired is no
 duration: how long it would have taken is not known.
 
-Whoever missed its deadline is late. As long as it goes on publishing rounds, old ones though, it is waited for as
-before: that is how one that fell behind catches up, for it finds its neighbours' rounds ready and need not wait. When
-it publishes nothing from one wait to the next, the deadline is halved each time, down to an eighth of the floor: one
-that is gone costs next to nothing, and is noticed when it comes back. Were those who are gone waited for as long as
-those who are merely late, two healthy groups could stay a round apart for ever, each waiting in vain as long as the
-other: `tests/agent/test_deadline_model.py` plays that.
+Whoever missed its deadline is late, and its next deadline is half the floor, or m + 4 MAD where that is more. So long
+as it goes on publishing rounds, old ones though, it keeps that: it finds its neighbours' rounds ready, need not wait
+for them, and so catches up. When it publishes nothing from one wait to the next, the deadline is halved each time,
+down to a sixteenth of the floor: one that is gone costs next to nothing, and is noticed when it comes back.
+
+Half the floor, because an agent that waits for a late neighbour is late itself for its other neighbours by as much; had
+they no more patience than it has, they would drop it, and be dropped in turn. And less for one that is gone than for
+one that is late, because else two healthy groups could stay a round apart for ever, each waiting as long as the other,
+one for the lost agent and one for them. `tests/agent/test_deadline_model.py` plays both.
 
 Everything is a pure function; the memory is a value that is passed in and out.
 
@@ -90,10 +93,13 @@ def deadline_s(past: Past, what: What, peer: int, limits: Limits) -> float:
     if not limits.adaptive:
         return limits.ceiling_s
     waits = past.waits.get((what, peer), ())
-    usual_s = limits.ceiling_s if len(waits) < MIN_SAMPLES else median_and_mads(waits)
-    base_s = min(limits.ceiling_s, max(limits.floor_s, usual_s))
+    known = len(waits) >= MIN_SAMPLES
+    usual_s = min(limits.ceiling_s, median_and_mads(waits)) if known else limits.ceiling_s
     expiries = past.expiries.get((what, peer), 0)
-    return base_s if not expiries else limits.floor_s * max(0.5**expiries, LEAST_SHARE)
+    if not expiries or what == "fetched":  # a transfer that is cut short was for nothing
+        return max(limits.floor_s, usual_s)
+    late_s = max(limits.floor_s / 2, usual_s) if known else limits.floor_s / 2
+    return max(limits.floor_s * LEAST_SHARE, late_s * 0.5 ** (expiries - 1))
 
 
 def median_and_mads(waits: tuple[float, ...], num_mads: float = 4.0) -> float:

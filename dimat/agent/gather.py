@@ -47,12 +47,12 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     drop it, and a symmetric matrix stays doubly stochastic.
     """
     neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
-    begun = time.monotonic()
+    # Deadlines are for those who publish late. A transfer that goes on is worth the ceiling: its length is the model's.
+    end = time.monotonic() + agent.config.exchange.timeout_s
     missing: dict[int, str] = {}
 
     with clock("wait"):
         ready = yield from _published(agent, number, neighbours, missing)
-    end = begun + agent.patience_s("published", ready)
 
     with clock("gather"):
         fetches = tuple(agent.fetch_from(peer, "snapshot", number) for peer in sorted(ready))
@@ -68,7 +68,8 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
 
     if payloads and agent.mutual(number):
         with clock("wait"):
-            # A neighbour that has published reads when its own wait for others is over: a deadline like this one's.
+            # A neighbour that has published reads when its own wait for others is over: a deadline like this one's. It
+            # says so when it reads nothing any more, so only one that stops right here is waited for in vain.
             left = max(1.0, end + agent.patience_s("published", payloads) - time.monotonic())
             agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)
         for peer in tuple(payloads):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dimat.agent.newest import let_others_read
+from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
@@ -55,13 +55,16 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     """All rounds from the agreed start to the agreed end; returns the coordinator's last word."""
     rounds = agent.config.rounds
     metrics = agent.folder / "metrics" / f"{agent.id}.jsonl"
-    agent.resume(view.start_round)
-    drop_rounds_after(metrics, view.start_round)
+    start = view.start_round
+    if agent.config.exchange.mode == "async":
+        start = own_start(agent, start, metrics, control)
+    agent.resume(start)
+    drop_rounds_after(metrics, start)
     directive = Directive(stop_after=view.stop_after, reason=view.reason)
-    last = view.start_round
-    for number in range(view.start_round + 1, (rounds if view.stop_after is None else view.stop_after) + 1):
+    last = start
+    for number in range(start + 1, (rounds if view.stop_after is None else view.stop_after) + 1):
         # What an earlier life published is not held any more.
-        if agent.config.exchange.mode == "sync" and number - HISTORY > view.start_round:
+        if agent.config.exchange.mode == "sync" and number - HISTORY > start:
             yield from _readers_have(agent, number - HISTORY)
         report, clock = (yield from run_round(agent, number)), PhaseClock(agent.status)
         # The checkpoint first: what the coordinator knows of can be continued from.

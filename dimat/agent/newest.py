@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from dimat.agent.deadline import Past, came, expired
 from dimat.agent.gather import MAX_REASON, Gathered
@@ -28,7 +29,8 @@ from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.errors import PeerUnavailable, TransportError
 from dimat.snapshot.encode import decode
-from dimat.transport.base import Wait
+from dimat.telemetry.metrics import read_reports
+from dimat.transport.base import Control, Wait
 
 MAX_REST = 8
 """One that does not answer is asked every so many rounds at least."""
@@ -100,6 +102,22 @@ def rests(past: Past, peer: int, number: int) -> bool:
     """
     failures = past.expiries.get(("fetched", peer), 0)
     return failures > 1 and number % min(MAX_REST, 2 ** (failures - 1)) != 0
+
+
+def own_start(agent: Agent, agreed: int, metrics: Path, control: Control) -> int:
+    """The round that this agent goes on after: its own newest checkpoint, where that is newer than the `agreed` one.
+
+    Agents that never wait need not stand in the same round, and the newest round that all of them hold may be long
+    gone. The coordinator, which has dropped what was reported after the agreed round, is told it again (without
+    sketches, which no file keeps). A checkpoint whose numbers were not written any more is done again.
+    """
+    reports = [report for report in read_reports(metrics, agent.session) if report.round > agreed]
+    held = {report.round for report in reports}.intersection(agent.rounds_held())
+    start = max(held, default=agreed)
+    for report in reports:
+        if report.round <= start:
+            control.report(report)
+    return start
 
 
 def let_others_read(agent: Agent, last: int) -> Steps[None]:

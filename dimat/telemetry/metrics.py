@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def append_metrics(path: Path, report: Report) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def read_reports(path: Path, session: str) -> list[Report]:
+    """The reports behind the lines, as of process `session`, ascending by round; sketches are not kept in lines.
+
+    A line cut short by a kill is left out.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    reports: list[Report] = []
+    for line in sorted((line for line in lines if math.isfinite(_round_of(line))), key=_round_of):
+        row = json.loads(line)
+        del row["time"]
+        agent, number, seconds, moved = (row.pop(name) for name in ("agent", "round", "seconds", "moved"))
+        weights, received, missing = (
+            {int(other): value for other, value in row.pop(name).items()}
+            for name in ("weights", "bytes_received", "missing")
+        )
+        reports.append(Report(agent, session, number, row, seconds, weights, received, missing, moved))
+    return reports
 
 
 def drop_rounds_after(path: Path, round: int) -> None:
