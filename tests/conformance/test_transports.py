@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from dimat.errors import PayloadError, PeerUnavailable, RoundGone, TransportError
 from dimat.messages import Header, Payload, Schema, Tensor, digest
 from dimat.snapshot.encode import DTYPES, decode, encode, schema_of
-from dimat.transport.base import Buffer, Fetch, Transport, Wait
+from dimat.transport.base import CLOSED, Buffer, Fetch, Transport, Wait
 from dimat.transport.grpc import GrpcTransport
 from dimat.transport.memory import MemoryHub, MemoryTransport
 
@@ -367,6 +368,36 @@ def test_who_has_gone_on_to_a_later_round_is_not_waited_for(make: Make) -> None:
     bob.publish(snapshot(state(), 2, 1))
     # Waiting for bob to the end would outlast the test's own limit.
     assert alice.wait(Wait("acknowledged", (1, 2), "snapshot", 1, timeout_s=3600.0)) == {2}
+
+
+def test_the_acknowledgement_of_one_that_has_closed_the_round_is_not_waited_for(make: Make) -> None:
+    """It has given up on it and trains; without this, who is late once waits for it in every round and stays late."""
+    schema = schema_of(state())
+    alice, bob, carol = make(schema, schema, schema)
+    alice.publish(snapshot(state(), 1))
+    bob.publish(Payload(Header(CLOSED, 1, 1), ()))
+    fetched(carol, schema)
+    closing = threading.Timer(0.3, lambda: bob.publish(Payload(Header(CLOSED, 2, 1), ())))
+    wait = Wait("acknowledged", (1, 2), "snapshot", 1, timeout_s=3600.0)
+    assert alice.wait(wait) == {2}
+    alice.publish(snapshot(state(), 2))
+    fetched(carol, schema, 2)
+    closing.start()
+    assert alice.wait(replace(wait, round=2)) == {2}, "it closes while it is waited for"
+    closing.join()
+    assert alice.wait(replace(wait, what="published", peers=(1,), timeout_s=0.05)) == frozenset(), "no snapshot"
+
+
+def test_the_newest_there_is_can_be_asked_for_without_knowing_its_round(make: Make) -> None:
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    for round_ in (3, 7):
+        alice.publish(snapshot(state(float(round_)), round_))
+        alice.publish(Payload(Header(CLOSED, round_, 0), ()))
+    assert bob.describe(0, timeout_s=5.0).newest == {CLOSED: 7, "snapshot": 7}
+    received = fetched(bob, schema, None)
+    assert received.header.round == 7
+    assert alice.wait(Wait("acknowledged", (1,), "snapshot", 7, timeout_s=20.0)) == {1}
 
 
 @pytest.mark.parametrize("what", ["published", "acknowledged"])

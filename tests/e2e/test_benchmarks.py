@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
         ("first_merge.py", "holds  first merge, iid"),
         ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),
+        ("staleness.py", "used again"),
+        ("straggler.py", "one agent 10 times slower"),
         ("weight_matching.py", "beyond identity"),
     ],
 )
