@@ -77,7 +77,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         if directive.stop_after is not None and number >= directive.stop_after:
             break
     if agent.config.exchange.mode == "async":
-        yield from let_others_read(agent, last)
+        yield from let_others_read(agent, last, published=last > start)
         return directive
     for number in (last - 1, last):
         yield from _readers_have(agent, number)

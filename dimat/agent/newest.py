@@ -120,14 +120,14 @@ def own_start(agent: Agent, agreed: int, metrics: Path, control: Control) -> int
     return start
 
 
-def let_others_read(agent: Agent, last: int) -> Steps[None]:
+def let_others_read(agent: Agent, last: int, *, published: bool) -> Steps[None]:
     """Serve the last snapshot until every reader that is still in its rounds has had it, or the deadline passes.
 
-    A neighbour that had published round `last` itself when it was read last has nothing more to read.
+    A neighbour that had published round `last` itself when it was read last has nothing more to read. Nor is there
+    anything to read of an agent that has not `published` it, because the run ended where this process began.
     """
     agent.close_round(last)
-    readers = tuple(
-        peer for peer in agent.topology_in(last).readers(agent.id, last - 1) if agent.newest.get(peer, 0) < last
-    )
-    if readers and agent.merges(last):
-        yield Wait("acknowledged", readers, "snapshot", last, agent.config.exchange.timeout_s)
+    readers = agent.topology_in(last).readers(agent.id, last - 1) if published and agent.merges(last) else []
+    behind = tuple(peer for peer in readers if agent.newest.get(peer, 0) < last)
+    if behind:
+        yield Wait("acknowledged", behind, "snapshot", last, agent.config.exchange.timeout_s)

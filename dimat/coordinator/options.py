@@ -48,7 +48,9 @@ class Options:
             target_accuracy=config.stop.target_accuracy,
             patience=config.stop.patience,
             lease_s=config.membership.lease_s if lease_s is None else lease_s,
-            linear=merge.method == "mean" and (merge.align == "none" or merge.basis != "each_round"),
+            linear=merge.method == "mean"
+            and (merge.align == "none" or merge.basis != "each_round")
+            and config.exchange.mode == "sync",  # else what was merged are not the models of this round
         )
 
     @property
