@@ -10,16 +10,33 @@ from typing import Any
 
 import grpc
 
+from dimat.errors import NotTrusted
 from dimat.messages import View
 from dimat.proto.v1 import coordinator_pb2
-from dimat.transport.grpc import convert, errors, options
+from dimat.transport.grpc import convert, errors
+from dimat.transport.grpc.channels import check_dial, open_channel
+from dimat.transport.grpc.diagnose import diagnose
 from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.security import COORDINATOR, Credentials
 
 
 class CoordinatorClient:
-    """A line to the coordinator at `address` (HOST:PORT); dials when first used."""
+    """A line to the coordinator; dials when first used.
 
-    def __init__(self, address: str) -> None:
+    Args:
+        address: where it listens, HOST:PORT.
+        credentials: who calls; with them it must prove to be the coordinator.
+        insecure: allow plain text beyond this machine.
+
+    Raises:
+        UsageError: plain text would leave this machine without leave.
+    """
+
+    def __init__(self, address: str, *, credentials: Credentials | None = None, insecure: bool = False) -> None:
+        if credentials is None:
+            check_dial(address, insecure)
+        self._credentials = credentials
+        self._insecure = insecure
         self.address = address
         self.whom = f"the coordinator at {address}"
         self._lock = threading.Lock()
@@ -88,6 +105,11 @@ class CoordinatorClient:
             if not self._closed:
                 loop.run(hang_up(call))
 
+    def untrusted(self) -> NotTrusted | None:
+        """Why there can be no line, if certificates are the reason; asks on a connection of its own."""
+        trouble = diagnose(self.address, COORDINATOR, self._credentials)
+        return NotTrusted(f"{self.whom}: {trouble}") if trouble else None
+
     def close(self) -> None:
         """Hang up; calls of other threads end. A second call does nothing."""
         with self._lock:
@@ -105,7 +127,7 @@ class CoordinatorClient:
                 loop = LoopThread.acquire()
 
                 async def dial() -> grpc.aio.Channel:
-                    return grpc.aio.insecure_channel(self.address, options=options.client())
+                    return open_channel(self.address, COORDINATOR, self._credentials, insecure=self._insecure)
 
                 self._loop, self._channel = loop, loop.run(dial())
             assert self._channel is not None
