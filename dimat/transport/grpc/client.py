@@ -33,8 +33,10 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 ACKNOWLEDGE_S = 2.0
 """How long an acknowledgement may take; a later call carries it again."""
+LOOK_S = 1.0
+"""After so long without a line it is looked into whether certificates are the reason ..."""
 DIAGNOSE_S = 10.0
-"""A line that does not come about is looked into this often."""
+"""... and then this often."""
 
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class PeerClient:
         """Ask what the peer has published, at once or when `until` (kind, round) is; carries acknowledgements.
 
         Raises:
+            NotTrusted: certificates keep the two apart; said as soon as it is clear.
             TransportError: no answer within `timeout_s`, or an error.
         """
         said = sorted(self._unsaid)
@@ -102,7 +105,7 @@ class PeerClient:
         if until is not None:
             request.until.kind, request.until.round = until
         try:
-            answer: peer_pb2.Description = await self._describe(request, timeout=timeout_s, wait_for_ready=True)
+            answer = await self._answer(self._describe(request, timeout=timeout_s, wait_for_ready=True))
         except grpc.aio.AioRpcError as error:
             raise await self._error(error) from None
         self._unsaid.difference_update(said)
@@ -125,6 +128,8 @@ class PeerClient:
             except grpc.aio.AioRpcError as error:
                 if not errors.may_pass(error):
                     raise await self._error(error, receiver) from None
+                if not receiver.position and (trouble := await self._look_into()):
+                    raise NotTrusted(f"{self.whom}: {trouble}") from None
                 num_breaks = 1 if receiver.position > before else num_breaks + 1
                 # Full jitter: neighbours whose streams broke together do not come back together.
                 pause_s = self._jitter.uniform(0, min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**num_breaks))
@@ -157,6 +162,21 @@ class PeerClient:
     async def _acknowledge(self, deadline: float) -> None:
         with contextlib.suppress(TransportError):  # it stays unsaid, and the next call says it
             await self.describe(max(0.05, min(ACKNOWLEDGE_S, deadline - time.monotonic())))
+
+    async def _answer(self, call: Any) -> peer_pb2.Description:
+        """What a call brings; one that finds no line because of certificates does not wait for its deadline."""
+
+        async def wait() -> peer_pb2.Description:
+            answer: peer_pb2.Description = await call
+            return answer
+
+        waiting = asyncio.create_task(wait())
+        try:
+            if not (await asyncio.wait({waiting}, timeout=LOOK_S))[0] and (trouble := await self._look_into()):
+                raise NotTrusted(f"{self.whom}: {trouble}")
+            return await waiting
+        finally:
+            waiting.cancel()
 
     def _heard(self) -> None:
         self.heard_at = time.monotonic()

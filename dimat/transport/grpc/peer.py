@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from dimat.errors import NotTrusted, PeerUnavailable, TransportError, UsageError
+from dimat.errors import PeerUnavailable, TransportError, UsageError
 from dimat.messages import Description, Payload, Schema
 from dimat.transport.base import Fetch, Wait
 from dimat.transport.grpc import convert, options
@@ -20,9 +20,6 @@ from dimat.transport.grpc.peer_service import SERVICE, PeerService
 from dimat.transport.grpc.server import GrpcServer
 from dimat.transport.security import Credentials
 from dimat.transport.store import SnapshotStore, wait_for_peers
-
-LOOK_S = 3.0
-"""After so long without a line to a peer it is looked into whether certificates are the reason."""
 
 UNASKED_S = 0.5
 """How long acknowledgements are awaited before their senders are asked how far they are."""
@@ -117,17 +114,7 @@ class GrpcTransport:
             TransportError: it speaks another version of the protocol.
         """
         client = self._client(peer)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left_s = deadline - time.monotonic()
-            try:
-                answer = self._running().run(client.describe(min(left_s, LOOK_S), with_schema=True))
-                break
-            except NotTrusted:
-                raise
-            except PeerUnavailable:
-                if left_s <= LOOK_S:
-                    raise
+        answer = self._running().run(client.describe(timeout_s, with_schema=True))
         return convert.description(answer, client.whom, most_tensors=4 * len(self._schema.tensors) + 100)
 
     def publish(self, payload: Payload) -> None:

@@ -39,6 +39,7 @@ def watch(
 
     Raises:
         UsageError: the coordinator refuses to be watched.
+        NotTrusted: before the first view: one side has certificates and the other none, or they do not fit.
     """
     over = over or threading.Event()
     line = CoordinatorClient(address, credentials=credentials, insecure=insecure)
@@ -56,6 +57,8 @@ def watch(
                         return
             except TransportError as error:
                 log.debug("watching again: %s", error)
+                if last is None and (untrusted := line.untrusted()) is not None:
+                    raise untrusted from None
                 after = -1
                 over.wait(SLICE_S)
     finally:
