@@ -133,7 +133,7 @@ def test_plain_text_beyond_this_machine_is_said_in_red(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *arguments: False)  # as on a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     warn_of_plain_text("10.0.0.1", None)
     said = capsys.readouterr().err
     assert "\x1b[31m" in said

@@ -20,7 +20,7 @@ from dimat.errors import NotTrusted, PeerUnavailable, TransportError
 from dimat.messages import Payload
 from dimat.proto.v1 import peer_pb2
 from dimat.transport.base import Fetch
-from dimat.transport.grpc import errors
+from dimat.transport.grpc import convert, errors
 from dimat.transport.grpc.channels import open_channel
 from dimat.transport.grpc.diagnose import diagnose
 from dimat.transport.grpc.frames import take_frame
@@ -83,7 +83,6 @@ class PeerClient:
         self._describe: Any = self._channel.unary_unary(
             "/dimat.v1.Peer/Describe",
             request_serializer=peer_pb2.DescribeRequest.SerializeToString,
-            response_deserializer=peer_pb2.Description.FromString,
         )
         self._fetch: Any = self._channel.unary_stream(
             "/dimat.v1.Peer/Fetch", request_serializer=peer_pb2.FetchRequest.SerializeToString
@@ -167,8 +166,7 @@ class PeerClient:
         """What a call brings; one that finds no line because of certificates does not wait for its deadline."""
 
         async def wait() -> peer_pb2.Description:
-            answer: peer_pb2.Description = await call
-            return answer
+            return convert.parsed(peer_pb2.Description, await call, self.whom)
 
         waiting = asyncio.create_task(wait())
         try:

@@ -137,15 +137,15 @@ async def _submit(
     pieces: Pieces,
     tell: Callable[[SubmitAnswer], None],
 ) -> SubmitAnswer:
-    stub: Any = channel.stream_stream(
-        "/dimat.v1.Continual/Submit", response_deserializer=continual_pb2.SubmitAnswer.FromString
-    )
+    stub: Any = channel.stream_stream("/dimat.v1.Continual/Submit")
     call = stub(timeout=STREAM_S)
     sending: asyncio.Task[None] | None = None
     try:
         await _write(call, continual_pb2.SubmitFrame(offer=convert.to_proto(offer)).SerializeToString())
         while (message := await patience.wait(_next_answer(call, sending))) is not grpc.aio.EOF:
-            answer = convert.from_proto(SubmitAnswer, message)
+            answer = convert.from_proto(
+                SubmitAnswer, convert.parsed(continual_pb2.SubmitAnswer, message, patience.whom)
+            )
             patience.heard((_STATES.index(answer.state), answer.position, -answer.ahead))
             tell(answer)
             if answer.entry is not None:
@@ -193,9 +193,9 @@ async def _status(channel: grpc.aio.Channel, patience: Patience) -> LedgerStatus
     stub: Any = channel.unary_unary(
         "/dimat.v1.Continual/Status",
         request_serializer=continual_pb2.StatusRequest.SerializeToString,
-        response_deserializer=continual_pb2.LedgerStatus.FromString,
     )
-    message = await stub(continual_pb2.StatusRequest(), timeout=patience.timeout_s)
+    raw = await stub(continual_pb2.StatusRequest(), timeout=patience.timeout_s)
+    message = convert.parsed(continual_pb2.LedgerStatus, raw, patience.whom)
     if message.protocol != PROTOCOL_VERSION:
         raise UsageError(
             f"{patience.whom} speaks version {message.protocol} of the protocol, this client {PROTOCOL_VERSION}",

@@ -56,14 +56,14 @@ class CoordinatorClient:
         stub: Any = channel.unary_unary(
             f"/dimat.v1.Coordinator/{method}",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=getattr(coordinator_pb2, reply.name).FromString,
         )
 
         async def call() -> Any:
             return await stub(request, timeout=timeout_s, wait_for_ready=True)
 
         try:
-            return convert.from_proto(answer, loop.run(call()))
+            message = convert.parsed(getattr(coordinator_pb2, reply.name), loop.run(call()), self.whom)
+            return convert.from_proto(answer, message)
         except grpc.aio.AioRpcError as error:
             raise errors.from_status(error, self.whom) from None
 
@@ -77,7 +77,6 @@ class CoordinatorClient:
         stub: Any = channel.unary_stream(
             "/dimat.v1.Coordinator/Watch",
             request_serializer=coordinator_pb2.WatchRequest.SerializeToString,
-            response_deserializer=coordinator_pb2.View.FromString,
         )
 
         async def dial() -> Any:
@@ -97,7 +96,7 @@ class CoordinatorClient:
         call = loop.run(dial())
         try:
             while (message := loop.run(read(call))) is not grpc.aio.EOF:
-                yield convert.from_proto(View, message)
+                yield convert.from_proto(View, convert.parsed(coordinator_pb2.View, message, self.whom))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise errors.from_status(error, self.whom) from None
