@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from typing import Any
 
 from dimat.transport.security import Credentials, Identity, identity_in
 
 TIMEOUT_S = 2.0
+AGAIN_S = 0.1
+REFUSED = "this side's certificate is refused there: is it of the same authority, and do both clocks agree?"
 _PLAIN = frozenset({"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 
 
@@ -21,6 +24,15 @@ def diagnose(address: str, expected: Identity, credentials: Credentials | None) 
 
     None as well when nobody listens, or nobody answers within `TIMEOUT_S` seconds: then certificates are not at fault.
     """
+    trouble = _look(address, expected, credentials)
+    if trouble == REFUSED:
+        # Servers hang up without a word, as one does that is just ending: that one will not be there again.
+        time.sleep(AGAIN_S)
+        trouble = _look(address, expected, credentials)
+    return trouble
+
+
+def _look(address: str, expected: Identity, credentials: Credentials | None) -> str | None:
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S) as connection:
@@ -67,21 +79,15 @@ def _with_certificates(connection: socket.socket, expected: Identity, credential
     except ssl.SSLError as error:
         if error.reason in _PLAIN:
             return "plain text is spoken there, and this side has certificates: give --certs DIR to that side too"
-        return _refused(error)
+        return REFUSED if "ALERT" in (error.reason or "") else None
     with secured:
         try:
             # In TLS 1.3 a client is through before the server has judged its certificate: the first byte tells.
-            return None if secured.recv(1) else _refused(None)
-        except ssl.SSLError as error:
-            return _refused(error)
-        except ConnectionError:
-            return _refused(None)
-
-
-def _refused(error: ssl.SSLError | None) -> str:
-    reason = error.reason if error is not None else None
-    said = f" ({reason.lower().replace('_', ' ')})" if reason and "ALERT" in reason else ""
-    return f"this side's certificate is refused there{said}: is it of the same authority, and do both clocks agree?"
+            return None if secured.recv(1) else REFUSED
+        except TimeoutError:
+            return None
+        except OSError:  # an alert, or no word at all
+            return REFUSED
 
 
 def _who_is_it(address: str, expected: Identity, credentials: Credentials | None) -> str:
