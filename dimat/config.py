@@ -183,6 +183,17 @@ class MembershipConfig(Part):
     """How often `dimat run --launch per-agent` starts an agent again that died."""
 
 
+class SecurityConfig(Part):
+    """What all agents do alike about certificates and limits. Certificates are each machine's own: `--certs DIR`."""
+
+    certificates: Literal["optional", "required"] = "optional"
+    """required: who starts without certificates is refused, also on one machine, where plain text would be allowed."""
+    max_calls_per_s: Annotated[float, Field(gt=0)] = 1000.0
+    """Calls a second that each peer may make; in plain text, that the agents of a host may make for each of them."""
+    max_calls: Annotated[int, Field(ge=4)] = 64
+    """Calls of one peer that may be under way at the same moment."""
+
+
 class Reserved(Part):
     """Keys kept for later: nothing may stand here yet."""
 
@@ -206,7 +217,7 @@ class RunConfig(Part):
     stop: StopConfig = StopConfig()
     launch: Reserved = Reserved()
     membership: MembershipConfig = MembershipConfig()
-    security: Reserved = Reserved()
+    security: SecurityConfig = SecurityConfig()
     faults: Annotated[list[dict[str, Any]], Field(max_length=0)] = []
 
     @model_validator(mode="after")

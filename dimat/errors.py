@@ -7,10 +7,13 @@
     │   ├── TopologyError              a graph or a mixing matrix that cannot carry a run
     │   ├── TaskError                  data or a task that cannot be trained on
     │   ├── SchemaError                two models that are not of one shape
-    │   └── NoCoordinator              nobody answers at the coordinator's address
+    │   ├── NoCoordinator              nobody answers at the coordinator's address
+    │   └── NotAllowed                 whoever asked is not entitled to it
     ├── AlignmentError                 permutation groups that do not verify
     └── TransportError                 a peer that did not answer as it should
         ├── PeerUnavailable            nobody listens there, or not in time
+        │   └── Busy                       it is there, and has been asked too much
+        ├── NotTrusted                 certificates are missing on one side, or prove somebody else
         ├── RoundGone                  the round asked for is no longer (or never was) held
         └── PayloadError               a wrong digest, a truncated stream, NaN or Inf, a size that was not announced
     Interrupted               exit 130 stopped by the user
@@ -65,6 +68,10 @@ class NoCoordinator(UsageError):
     """Nobody answered at the coordinator's address before the deadline."""
 
 
+class NotAllowed(UsageError):
+    """Who asks is not entitled to the answer: another identity than claimed, no neighbour, no admin."""
+
+
 class AlignmentError(DimatError):
     """Permutation groups that do not leave the model's function unchanged, or a model that cannot be traced."""
 
@@ -75,6 +82,14 @@ class TransportError(DimatError):
 
 class PeerUnavailable(TransportError):
     """Nobody listens at the address, or the answer did not come before the deadline."""
+
+
+class Busy(PeerUnavailable):
+    """The peer is there and has been asked more than it answers at once; later it will answer again."""
+
+
+class NotTrusted(TransportError):
+    """One side speaks with certificates and the other without, or a certificate does not prove who was dialled."""
 
 
 class RoundGone(TransportError):

@@ -4,9 +4,9 @@
 #   launch/several_nodes.sh CONFIG NODES AGENTS_PER_NODE RENDEZVOUS_HOST:PORT [OUT] [MORE dimat-agent OPTIONS]
 #
 # NODES times AGENTS_PER_NODE must be the number of agents in the config. Weights travel over gRPC between all machines,
-# so each must listen where the others can dial; beyond loopback that needs --bind and, in plain text, --insecure:
+# so each must listen where the others can dial; beyond loopback that needs --bind and certificates (docs/security.md):
 #
-#   launch/several_nodes.sh run.yaml 2 4 10.0.0.1:29400 runs/shared --bind 0.0.0.0 --advertise 10.0.0.1 --insecure
+#   launch/several_nodes.sh run.yaml 2 4 10.0.0.1:29400 runs/shared --bind 0.0.0.0 --advertise 10.0.0.1 --certs certs
 set -euo pipefail
 usage='usage: launch/several_nodes.sh CONFIG NODES AGENTS_PER_NODE RENDEZVOUS_HOST:PORT [OUT] [OPTIONS]'
 config=${1:?$usage} nodes=${2:?$usage} agents=${3:?$usage} endpoint=${4:?$usage} out=${5:-}

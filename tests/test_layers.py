@@ -37,7 +37,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom dimat.cli import app\nsys.argv = ['dimat', '--help']\n"
         "try:\n    app.main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('torch', 'numpy', 'networkx', 'pydantic', 'grpc', 'rich', 'matplotlib')\n"
+        "heavy = ('torch', 'numpy', 'networkx', 'pydantic', 'grpc', 'rich', 'matplotlib', 'cryptography')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

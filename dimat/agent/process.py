@@ -16,6 +16,7 @@ from dimat.agent.comeback import catch_up, others_at
 from dimat.agent.directory import StoreDirectory, addresses_in
 from dimat.agent.heartbeat import Pulse
 from dimat.agent.live import check_neighbours, introduction, run_rounds
+from dimat.agent.readers import may_read
 from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.agent.waiting import wait_on_network
@@ -23,7 +24,8 @@ from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted, SchemaError
 from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
-from dimat.transport.grpc import GrpcControl, GrpcTransport
+from dimat.transport.grpc import GrpcControl, GrpcTransport, Limits
+from dimat.transport.security import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def run_agent(
     bind: str = "127.0.0.1",
     advertise: str | None = None,
     insecure: bool = False,
+    credentials: Credentials | None = None,
 ) -> bool:
     """Be agent `agent_id` until the run ends; returns whether the user asked this process to stop.
 
@@ -56,6 +59,7 @@ def run_agent(
         bind: host to listen at; the port is any free one.
         advertise: host that others dial, when it is not `bind`.
         insecure: allow plain text beyond loopback.
+        credentials: who this agent is; without them it speaks plain text.
 
     Raises:
         DimatError: the run cannot be joined, or this agent cannot go on.
@@ -64,14 +68,24 @@ def run_agent(
     session = secrets.token_hex(8)
 
     def make_transport(schema: Schema) -> GrpcTransport:
-        return GrpcTransport(agent_id, session, schema, bind=bind, advertise=advertise, insecure=insecure)
+        return GrpcTransport(
+            agent_id,
+            session,
+            schema,
+            bind=bind,
+            advertise=advertise,
+            insecure=insecure,
+            credentials=credentials,
+            may_read=lambda peer: may_read(agent, peer),  # nobody asks before the transport is started
+            limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents),
+        )
 
     agent = build_agent(config, agent_id, folder, session, make_transport)
     stop = _listen_to_signals(agent)
     # gRPC's threads start here, after everything that forks.
     address = agent.transport.start()
     register_process(folder, "agent", agent_id, address)
-    control = GrpcControl(coordinator)
+    control = GrpcControl(coordinator, credentials=credentials, insecure=insecure)
     pulse = Pulse(agent_id, session, agent.status, control, agent.hear)
     error = ""
     try:

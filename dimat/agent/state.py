@@ -104,13 +104,14 @@ class Agent:
     def topology_in(self, round: int) -> Topology:
         """The topology with the repairs that hold in `round`."""
         away = self.away(round)
-        if away not in self.repaired:
+        topology = self.repaired.get(away)  # the transport's thread asks as well
+        if topology is None:
             if len(self.repaired) > MAX_REPAIRED:
                 self.repaired.clear()
             newcomers = set(range(self.config.agents, self.config.num_seats)) - away
             grown = with_newcomers(self.topology, self.config.num_seats, newcomers)
-            self.repaired[away] = without_agents(grown, away, self.config.membership.repair)
-        return self.repaired[away]
+            topology = self.repaired[away] = without_agents(grown, away, self.config.membership.repair)
+        return topology
 
     def hear(self, directive: Directive) -> None:
         """Take over what the coordinator said of the others. Called by the round and by the heartbeat's thread.

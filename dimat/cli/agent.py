@@ -28,6 +28,7 @@ def agent_command(
     advertise: str | None,
     insecure: bool,
     format: str,
+    certs: Path | None = None,
 ) -> int:
     """Find out who this agent is and where the coordinator listens, then be that agent; returns the exit code."""
     config = load_config(config_path, settings)
@@ -44,14 +45,24 @@ def agent_command(
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from dimat.agent.process import run_agent
+    from dimat.cli.secured import credentials_for, warn_of_plain_text
     from dimat.runfolder import prepare
     from dimat.transport.grpc import await_coordinator
+    from dimat.transport.grpc.channels import check_exposure
+    from dimat.transport.security import COORDINATOR, agent, load_credentials
 
+    # Everything that can be refused is refused before anything is written.
+    credentials = credentials_for(certs, agent(agent_id), config)
+    check_exposure(bind, insecure, credentials)
+    for host in (bind, *([] if coordinator is None else [coordinator.rpartition(":")[0]])):
+        warn_of_plain_text(host, credentials)
+    if certs is not None and coordinator is None and os.environ["RANK"] == "0":
+        load_credentials(certs, COORDINATOR)  # it will be started from here
     if coordinator is not None:
-        await_coordinator(coordinator, config.exchange.timeout_s)  # before anything is written
+        await_coordinator(coordinator, config.exchange.timeout_s, credentials=credentials, insecure=insecure)
     folder = prepare(config, out)
     directory = StoreDirectory(timeout_s=max(60.0, config.exchange.timeout_s)) if shared else None
-    companion = Companion(folder, bind, advertise, insecure)
+    companion = Companion(folder, bind, advertise, insecure, certs)
     # torchrun ends workers by SIGTERM; until the agent listens to signals itself, it must still clean up after itself.
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -71,6 +82,7 @@ def agent_command(
             bind=bind,
             advertise=advertise,
             insecure=insecure,
+            credentials=credentials,
         )
     finally:
         companion.close()
@@ -113,7 +125,10 @@ def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) 
 class Companion:
     """The coordinator that rank 0 starts beside itself when torchrun is all there is."""
 
-    def __init__(self, folder: Path, host: str, advertise: str | None, insecure: bool) -> None:
+    def __init__(
+        self, folder: Path, host: str, advertise: str | None, insecure: bool, certs: Path | None = None
+    ) -> None:
+        self._certs = certs
         self._folder = folder
         self._host = host
         self._advertise = advertise
@@ -123,7 +138,7 @@ class Companion:
     def start(self) -> str:
         """Start it; returns its address once it listens."""
         command = [
-            *commands.coordinator(self._folder),
+            *commands.coordinator(self._folder, certs=self._certs),
             *("--host", self._host, "--parent", str(os.getpid())),
             *(("--advertise", self._advertise) if self._advertise else ()),
             *(["--insecure"] * self._insecure),

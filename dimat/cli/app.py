@@ -8,11 +8,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from dimat.cli import continual, topology
+from dimat.cli import certs, continual, topology
 from dimat.cli.options import (
+    As,
+    Certs,
     Config,
     Format,
     Fresh,
+    Insecure,
     Out,
     OutputFormat,
     Quiet,
@@ -39,6 +42,7 @@ check = typer.Typer(
 app.add_typer(topology.app, name="topology")
 app.add_typer(check, name="check")
 app.add_typer(continual.app, name="continual")
+app.add_typer(certs.app, name="certs")
 
 
 def _print_version(asked: bool) -> None:
@@ -71,13 +75,14 @@ def run(
     out: Out = None,
     fresh: Fresh = False,
     launch: Annotated[Shape, typer.Option(help="One torchrun for all agents, or one for each.")] = Shape.together,
+    certs: Certs = None,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
     """Run everything on this machine: a coordinator, and the agents by torchrun.
 
-    The same command continues a run that stopped.
+    The same command continues a run that stopped. Certificates that --certs lacks are issued by its authority.
 
     \b
     Examples:
@@ -89,7 +94,7 @@ def run(
     from dimat.cli.run import run_command
 
     raise typer.Exit(
-        run_command(config, overrides(settings, seed), out, fresh, launch.value, format.value, verbose, quiet)
+        run_command(config, overrides(settings, seed), out, fresh, launch.value, format.value, verbose, quiet, certs)
     )
 
 
@@ -134,7 +139,8 @@ def agent(
         str, typer.Option(metavar="HOST", help="Listen at this host; the port is any free one.")
     ] = "127.0.0.1",
     advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that others dial.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    certs: Certs = None,
+    insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -144,13 +150,13 @@ def agent(
     \b
     Examples:
       torchrun --standalone --nproc-per-node 5 -m dimat agent run.yaml
-      dimat agent run.yaml --id 3 --coordinator 10.0.0.1:7000 --bind 0.0.0.0 --advertise 10.0.0.4 --insecure
+      dimat agent run.yaml --id 3 --coordinator 10.0.0.1:7000 --bind 0.0.0.0 --advertise 10.0.0.4 --certs certs
     """
-    set_up_logging(max(verbose, 1), quiet)
+    set_up_logging(max(verbose, 1), quiet, certs)
     from dimat.cli.agent import agent_command
 
     code = agent_command(
-        config, id, coordinator, overrides(settings, seed), out, bind, advertise, insecure, format.value
+        config, id, coordinator, overrides(settings, seed), out, bind, advertise, insecure, format.value, certs
     )
     raise typer.Exit(code)
 
@@ -159,6 +165,9 @@ def agent(
 def drain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its coordinator's HOST:PORT.")],
     agent: Annotated[int, typer.Argument(help="Who shall leave.", min=0)],
+    certs: Certs = None,
+    identity: As = None,
+    insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -168,11 +177,12 @@ def drain(
     \b
     Example:
       dimat drain runs/hospitals-1f2e3d4c 3
+      dimat drain 10.0.0.1:7000 3 --certs certs --as admin
     """
     set_up_logging(verbose, quiet)
     from dimat.cli.drain import drain_command
 
-    raise typer.Exit(drain_command(run, agent, format.value))
+    raise typer.Exit(drain_command(run, agent, format.value, certs, identity, insecure))
 
 
 @app.command()
@@ -187,7 +197,8 @@ def coordinator(
     parent: Annotated[
         Optional[int], typer.Option(metavar="PID", help="End when this parent process has ended.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    certs: Certs = None,
+    insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -196,13 +207,13 @@ def coordinator(
 
     \b
     Example:
-      dimat coordinator run.yaml --host 0.0.0.0 --port 7000 --insecure
+      dimat coordinator run.yaml --host 0.0.0.0 --port 7000 --advertise 10.0.0.1 --certs certs
     """
-    set_up_logging(max(verbose, 1), quiet)
+    set_up_logging(max(verbose, 1), quiet, certs)
     from dimat.cli.coordinator import coordinator_command
 
     code = coordinator_command(
-        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent
+        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent, certs
     )
     raise typer.Exit(code)
 

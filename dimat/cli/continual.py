@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dimat.cli.options import Format, OutputFormat, Quiet, Verbose, set_up_logging
+from dimat.cli.options import As, Certs, Format, Insecure, OutputFormat, Quiet, Verbose, set_up_logging
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -120,7 +120,15 @@ def add(
 
 
 @app.command()
-def status(ledger: Served, format: OutputFormat = Format.text, verbose: Verbose = 0, quiet: Quiet = False) -> None:
+def status(
+    ledger: Served,
+    certs: Certs = None,
+    identity: As = None,
+    insecure: Insecure = False,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
     """Which models are in, in what order, and how each lies to what came of them all.
 
     The cosine is that of model - base and merged - base: exact when a model is added, later estimated from sketches.
@@ -134,7 +142,7 @@ def status(ledger: Served, format: OutputFormat = Format.text, verbose: Verbose 
     set_up_logging(verbose, quiet)
     from dimat.cli.ledger import status_command
 
-    raise typer.Exit(status_command(ledger, format.value))
+    raise typer.Exit(status_command(ledger, format.value, certs, identity, insecure))
 
 
 @app.command()
@@ -147,6 +155,9 @@ def export(
         Optional[str], typer.Option(metavar="DTYPE", help="float32, bfloat16, float16 or float64; else the base's.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    certs: Certs = None,
+    identity: As = None,
+    insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -162,7 +173,7 @@ def export(
     set_up_logging(verbose, quiet)
     from dimat.cli.ledger import export_command
 
-    raise typer.Exit(export_command(ledger, out, dtype, force, format.value, quiet))
+    raise typer.Exit(export_command(ledger, out, dtype, force, format.value, quiet, certs, identity, insecure))
 
 
 @app.command()
@@ -286,7 +297,8 @@ def serve(
         str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 is any free one.")
     ] = "127.0.0.1:7100",
     advertise: Annotated[Optional[str], typer.Option(metavar="HOST", help="The host that clients dial.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    certs: Certs = None,
+    insecure: Insecure = False,
     max_upload_bytes: Annotated[
         Optional[int],
         typer.Option(metavar="BYTES", min=1, help="Disk for models on their way; by default eight of the largest."),
@@ -306,12 +318,12 @@ def serve(
     \b
     Examples:
       dimat continual serve merged
-      dimat continual serve merged --listen 0.0.0.0:7100 --advertise merge.example.org --insecure
+      dimat continual serve merged --listen 0.0.0.0:7100 --advertise merge.example.org --certs certs
     """
-    set_up_logging(max(verbose, 1), quiet)
+    set_up_logging(max(verbose, 1), quiet, certs)
     from dimat.cli.continual_serve import serve_command
 
-    code = serve_command(ledger, listen, advertise, insecure, max_upload_bytes, expire_hours, format.value)
+    code = serve_command(ledger, listen, advertise, insecure, max_upload_bytes, expire_hours, format.value, certs)
     raise typer.Exit(code)
 
 
@@ -327,6 +339,9 @@ def submit(
     timeout_s: Annotated[
         float, typer.Option(metavar="S", min=0.1, help="Seconds without a sign of the server before it is given up.")
     ] = 60.0,
+    certs: Certs = None,
+    identity: As = None,
+    insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -343,4 +358,6 @@ def submit(
     set_up_logging(verbose, quiet)
     from dimat.cli.continual_serve import submit_command
 
-    raise typer.Exit(submit_command(address, model, name, weight, who, timeout_s, format.value, quiet))
+    raise typer.Exit(
+        submit_command(address, model, name, weight, who, timeout_s, format.value, quiet, certs, identity, insecure)
+    )

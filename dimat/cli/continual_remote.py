@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dimat.cli.secured import PLAIN, Line
 from dimat.errors import EXIT_DONE, PayloadError, UsageError
 from dimat.report.lines import clean
 
@@ -43,7 +44,7 @@ def parse_address(text: str, *, dialled: bool = False) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def remote_status(address: str, timeout_s: float = 30.0) -> Status:
+def remote_status(address: str, timeout_s: float = 30.0, line: Line = PLAIN) -> Status:
     """The status of the ledger that is served at `address`, its texts without control characters.
 
     Raises:
@@ -54,7 +55,7 @@ def remote_status(address: str, timeout_s: float = 30.0) -> Status:
     from dimat.transport.grpc.continual_client import ContinualClient
 
     parse_address(address, dialled=True)
-    found = ContinualClient(address, timeout_s=timeout_s).status()
+    found = ContinualClient(address, timeout_s=timeout_s, **line.settings()).status()
     models = tuple(
         ModelStatus(
             Entry(
@@ -97,7 +98,14 @@ def _options(text: str, address: str) -> dict[str, object]:
 
 
 def remote_export_command(
-    address: str, out: Path, dtype: str | None, force: bool, format: str, quiet: bool, timeout_s: float = 60.0
+    address: str,
+    out: Path,
+    dtype: str | None,
+    force: bool,
+    format: str,
+    quiet: bool,
+    timeout_s: float = 60.0,
+    line: Line = PLAIN,
 ) -> int:
     """Fetch the merged model."""
     from dimat.continual.submit import fetch
@@ -108,7 +116,7 @@ def remote_export_command(
         )
     parse_address(address, dialled=True)
     with progress(quiet) as tell:
-        merged = fetch(address, out, overwrite=force, timeout_s=timeout_s, tell=tell)
+        merged = fetch(address, out, overwrite=force, timeout_s=timeout_s, tell=tell, **line.settings())
     if format == "json":
         told = {"out": str(out), "digest": merged.digest, "version": merged.version, "num_models": merged.num_models}
         print(json.dumps(told))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dimat.cli.continual_remote import parse_address, progress
+from dimat.cli.secured import credentials_for, open_line, warn_of_plain_text
 from dimat.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from dimat.report.lines import clean
 
@@ -32,20 +33,25 @@ def serve_command(
     max_upload_bytes: int | None,
     expire_h: float,
     format: str,
+    certs: Path | None = None,
 ) -> int:
     """Serve until a signal comes; SIGTERM is the regular end, SIGINT an interruption."""
     from dimat.continual.ledger import Ledger
     from dimat.continual.service import ContinualService
     from dimat.coordinator.signals import Signals
+    from dimat.transport.grpc.channels import check_exposure
     from dimat.transport.grpc.continual_server import ContinualServer
-    from dimat.transport.grpc.server import check_exposure, probe
+    from dimat.transport.grpc.server import probe
+    from dimat.transport.security import COORDINATOR
 
     host, port = parse_address(listen)
-    check_exposure(host, insecure)
+    credentials = credentials_for(certs, COORDINATOR)
+    check_exposure(host, insecure, credentials)
+    warn_of_plain_text(host, credentials)
     if port:
         probe(host, port)
     service = ContinualService(Ledger.open(path), max_upload_bytes=max_upload_bytes, expire_h=expire_h)
-    server = ContinualServer(service, host, port, advertise=advertise, insecure=insecure)
+    server = ContinualServer(service, host, port, advertise=advertise, insecure=insecure, credentials=credentials)
     signals = Signals()
     with signals.listen():
         service.start()
@@ -89,13 +95,26 @@ def submit_command(
     timeout_s: float,
     format: str,
     quiet: bool,
+    certs: Path | None = None,
+    identity: str | None = None,
+    insecure: bool = False,
 ) -> int:
     """Send one model."""
     from dimat.continual.submit import submit
 
     parse_address(address, dialled=True)
+    line = open_line(address, certs, identity, insecure)
     with progress(quiet) as tell:
-        done = submit(address, model, name=name, weight=weight, who=_who(who), timeout_s=timeout_s, tell=tell)
+        done = submit(
+            address,
+            model,
+            name=name,
+            weight=weight,
+            who=_who(who),
+            timeout_s=timeout_s,
+            tell=tell,
+            **line.settings(),
+        )
     if format == "json":
         print(json.dumps(_entry_json(done.entry) | {"added": not done.present}))
         return EXIT_DONE

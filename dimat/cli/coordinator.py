@@ -6,11 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+from dimat.cli.secured import credentials_for, warn_of_plain_text
 from dimat.config import load_config
 from dimat.coordinator.service import run_coordinator
 from dimat.runfolder import held, prepare, register_process
 from dimat.topology import load_topology
-from dimat.transport.grpc.server import check_exposure, probe
+from dimat.transport.grpc.channels import check_exposure
+from dimat.transport.grpc.server import probe
+from dimat.transport.security import COORDINATOR
 
 
 def coordinator_command(
@@ -23,6 +26,7 @@ def coordinator_command(
     format: str = "text",
     advertise: str | None = None,
     parent: int | None = None,
+    certs: Path | None = None,
 ) -> int:
     """Serve until the run is over; returns the exit code that its outcome asks for.
 
@@ -32,7 +36,9 @@ def coordinator_command(
     part = resolved.topology
     # Everything that can be refused is refused before anything is written.
     topology = load_topology(part.graph, resolved.agents, mixing=part.mixing, seed=resolved.seed, options=part.options)
-    check_exposure(host, insecure)
+    credentials = credentials_for(certs, COORDINATOR, resolved)
+    check_exposure(host, insecure, credentials)
+    warn_of_plain_text(host, credentials)
     if port:
         probe(host, port)
     folder = prepare(resolved, out)
@@ -55,6 +61,7 @@ def coordinator_command(
             insecure=insecure,
             on_address=tell,
             parent=parent,
+            credentials=credentials,
         )
     ended = {"kind": outcome.kind, "reason": outcome.reason, "round": outcome.round, "exit_code": outcome.exit_code}
     if format == "text":

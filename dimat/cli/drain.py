@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dimat.cli.secured import open_line
 from dimat.errors import EXIT_DONE, UsageError
 from dimat.messages import Directive, Drain
 from dimat.runfolder import processes
@@ -13,9 +14,12 @@ from dimat.transport.grpc.coordinator_client import CoordinatorClient
 TIMEOUT_S = 10.0
 
 
-def drain_command(run: str, agent: int, format: str) -> int:
-    """Ask the coordinator; prints after which round the agent leaves."""
-    line = CoordinatorClient(coordinator_of(run))
+def drain_command(
+    run: str, agent: int, format: str, certs: Path | None = None, identity: str | None = None, insecure: bool = False
+) -> int:
+    """Ask the coordinator, as an admin where it asks for certificates; prints after which round the agent leaves."""
+    address = coordinator_of(run)
+    line = CoordinatorClient(address, **open_line(address, certs, identity, insecure).settings())
     try:
         directive: Directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dimat.cli.continual_remote import is_address, remote_export_command, remote_status
+from dimat.cli.secured import open_line, refuse_certificates
 from dimat.continual.entry import AlreadyAbsorbed, Entry
 from dimat.continual.ledger import Ledger
 from dimat.continual.status import ModelStatus, Status
@@ -106,9 +107,15 @@ def add_command(
     return EXIT_DONE
 
 
-def status_command(path: Path, format: str) -> int:
+def status_command(
+    path: Path, format: str, certs: Path | None = None, identity: str | None = None, insecure: bool = False
+) -> int:
     """Tell what is in."""
-    status = remote_status(str(path)) if is_address(path) else Ledger.open(path).status()
+    if is_address(path):
+        status = remote_status(str(path), line=open_line(str(path), certs, identity, insecure))
+    else:
+        refuse_certificates(path, certs, identity)
+        status = Ledger.open(path).status()
     if format == "json":
         print(json.dumps(status.as_json()))
     else:
@@ -116,10 +123,22 @@ def status_command(path: Path, format: str) -> int:
     return EXIT_DONE
 
 
-def export_command(path: Path, out: Path, dtype: str | None, force: bool, format: str, quiet: bool) -> int:
+def export_command(
+    path: Path,
+    out: Path,
+    dtype: str | None,
+    force: bool,
+    format: str,
+    quiet: bool,
+    certs: Path | None = None,
+    identity: str | None = None,
+    insecure: bool = False,
+) -> int:
     """Write the merged model."""
     if is_address(path):
-        return remote_export_command(str(path), out, dtype, force, format, quiet)
+        line = open_line(str(path), certs, identity, insecure)
+        return remote_export_command(str(path), out, dtype, force, format, quiet, line=line)
+    refuse_certificates(path, certs, identity)
     ledger = Ledger.open(path)
     with _working(quiet, f"writing {out}"):
         exported = ledger.write(out, dtype=_dtype(dtype), overwrite=force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -45,13 +46,35 @@ Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say m
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 
 
+Certs = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--certs",
+        metavar="DIR",
+        help="Certificates (`dimat certs`): nothing is plain text, everybody proves who they are.",
+    ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")]
+As = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--as", metavar="NAME", help="Which of the certificates to use, as agent-3, admin or onlooker."),
+]
+
+
 def overrides(settings: list[str], seed: int | None) -> list[str]:
     """The `-s` settings with `--seed` among them."""
     return settings if seed is None else [*settings, f"seed={seed}"]
 
 
-def set_up_logging(verbose: int, quiet: bool) -> None:
-    """Send dimat's log to stderr: warnings by default, more with -v, errors alone with -q."""
+def set_up_logging(verbose: int, quiet: bool, certs: Path | None = None) -> None:
+    """Send dimat's log to stderr: warnings by default, more with -v, errors alone with -q.
+
+    Handshakes that fail never reach Python: a server with certificates has gRPC itself log them, at its level INFO.
+    gRPC reads that when it is imported, so this comes first.
+    """
+    # ERROR is what dimat itself asks for, and what a process inherits from the one that started it.
+    if certs is not None and os.environ.get("GRPC_VERBOSITY", "ERROR") == "ERROR":
+        os.environ["GRPC_VERBOSITY"] = "INFO"
     level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     logging.basicConfig(handlers=[_Stderr()], level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
 

@@ -28,15 +28,24 @@ def run_command(
     format: str,
     verbose: int,
     quiet: bool,
+    certs: Path | None = None,
 ) -> int:
     """A coordinator and agents as processes of this machine; returns the exit code."""
 
+    def check(loaded: RunConfig) -> None:
+        from dimat.cli.secured import issue_for_run, refuse_without_certificates
+
+        refuse_without_certificates(loaded, certs)
+        if certs is not None:
+            issue_for_run(certs, loaded)
+
     def runner(loaded: RunConfig, folder: Path, on_view: Callable[[View], None], lock: int) -> None:
-        from dimat.launch.local import LocalRun
+        from dimat.launch.local import LocalRun, Shape
 
-        LocalRun(loaded, folder, "per-agent" if shape == "per-agent" else "together", on_view, lock).run()
+        launched: Shape = "per-agent" if shape == "per-agent" else "together"
+        LocalRun(loaded, folder, launched, on_view, lock, certs).run()
 
-    return _carry_out(runner, config, settings, out, fresh, format, verbose, quiet)
+    return _carry_out(runner, config, settings, out, fresh, format, verbose, quiet, check)
 
 
 def simulate_command(
@@ -62,12 +71,15 @@ def _carry_out(
     format: str,
     verbose: int,
     quiet: bool,
+    check: Callable[[RunConfig], None] | None = None,
 ) -> int:
     config = load_config(config_path, settings)
     # Everything that can be wrong is found here, before a folder is made or a process started.
     from dimat.agent.preflight import check_run
 
     check_run(config)
+    if check is not None:
+        check(config)
     from dimat.cli.live import LiveView, print_result
     from dimat.report import load_record, summary, write_report
     from dimat.runfolder import held, prepare

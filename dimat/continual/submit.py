@@ -15,6 +15,7 @@ from dimat.errors import DimatError, PayloadError
 from dimat.modelfile import check_out, open_model
 from dimat.transport.continual import LedgerEntry, Merged, Offer, SubmitAnswer, model_digest
 from dimat.transport.grpc.continual_client import ContinualClient
+from dimat.transport.security import Credentials
 
 Tell = Callable[[str, int, int], None]
 """What is going on, and how much of it is done: `reading`, `sending` and `receiving` of bytes, `waiting` of nothing."""
@@ -36,6 +37,8 @@ def submit(
     weight: float = 1.0,
     who: str = "",
     timeout_s: float = 60.0,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
     tell: Tell = lambda what, done, total: None,
 ) -> Submitted:
     """Send a model to the ledger that is served at `address`; when this returns it is in.
@@ -50,14 +53,18 @@ def submit(
         weight: its weight.
         who: who sends it; the server notes this as a claim.
         timeout_s: seconds without a sign of life after which the server is given up.
+        credentials: who sends it; with them the server must prove itself too.
+        insecure: allow plain text beyond this machine.
         tell: told how far it is, possibly from another thread.
 
     Raises:
         UsageError: the file cannot be read, or the server refuses it and says why (SchemaError: the first tensor that
             differs, both shapes); nothing was changed.
         PeerUnavailable: the server is away.
+        NotTrusted: one side has certificates and the other none, or they do not fit.
         DimatError: the file was changed meanwhile.
     """
+    client = ContinualClient(address, timeout_s=timeout_s, credentials=credentials, insecure=insecure)
     outgoing = OutgoingModel.open(open_model(model))
     try:
         total = outgoing.num_bytes
@@ -76,7 +83,7 @@ def submit(
             sending = answer.state == "receiving"
             tell("sending" if sending else "waiting", answer.position if sending else total, total)
 
-        answer = ContinualClient(address, timeout_s=timeout_s).submit(offer, outgoing.pieces, heard)
+        answer = client.submit(offer, outgoing.pieces, heard)
     finally:
         outgoing.close()
     assert answer.entry is not None
@@ -89,6 +96,8 @@ def fetch(
     *,
     overwrite: bool = False,
     timeout_s: float = 60.0,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
     tell: Tell = lambda what, done, total: None,
 ) -> Merged:
     """Write the merged model of the ledger that is served at `address` to the file `out`.
@@ -100,6 +109,7 @@ def fetch(
         PeerUnavailable: the server is away.
         DimatError: writing failed; nothing was left behind.
     """
+    client = ContinualClient(address, timeout_s=timeout_s, credentials=credentials, insecure=insecure)
     check_out(out, is_folder=False, overwrite=overwrite)
     target = out.resolve()
     beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -123,7 +133,7 @@ def fetch(
         tell("receiving", incoming[0].position, incoming[0].num_bytes)
 
     try:
-        merged = ContinualClient(address, timeout_s=timeout_s).export(begin, take)
+        merged = client.export(begin, take)
         incoming[0].finish()
         beside.replace(target)
     except OSError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dimat.config import RunConfig
 from dimat.coordinator.convergence import Outcome
@@ -18,7 +19,9 @@ from dimat.coordinator.core import Coordinator
 from dimat.coordinator.signals import Signals
 from dimat.coordinator.store import Store
 from dimat.errors import ConfigError, Interrupted, UsageError
+from dimat.transport.grpc.admission import Limits
 from dimat.transport.grpc.coordinator_server import CoordinatorServer, serve_coordinator
+from dimat.transport.security import Credentials
 
 TICK_S = 0.25
 GRACE_S = 2.0
@@ -40,6 +43,7 @@ def run_coordinator(
     grace_s: float = GRACE_S,
     on_address: Callable[[str], None] | None = None,
     parent: int | None = None,
+    credentials: Credentials | None = None,
 ) -> Outcome:
     """Be the coordinator of one run until everybody has left.
 
@@ -57,6 +61,7 @@ def run_coordinator(
         grace_s: seconds between the end of the run and the end of the service.
         on_address: told where it listens, once it does.
         parent: a process without which this one has no purpose; when it has ended, so does this one.
+        credentials: proves to agents that this is the coordinator; without them it speaks plain text.
 
     Returns:
         How the run ended; `exit_code` is what a command should end with.
@@ -68,7 +73,9 @@ def run_coordinator(
     signals = Signals()
     with signals.listen(), Store.open(run_folder) as store:
         coordinator = _take_up(config, diameter, store, lease_s)
-        server, address = _listen(coordinator, store, host, port, advertise, insecure)
+        limits = Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents)
+        settings = {"advertise": advertise, "insecure": insecure, "credentials": credentials, "limits": limits}
+        server, address = _listen(coordinator, store, host, port, settings)
         try:
             coordinator.remember("address", address)
             if on_address is not None:
@@ -95,16 +102,16 @@ def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float | No
 
 
 def _listen(
-    coordinator: Coordinator, store: Store, host: str, port: int, advertise: str | None, insecure: bool
+    coordinator: Coordinator, store: Store, host: str, port: int, settings: Mapping[str, Any]
 ) -> tuple[CoordinatorServer, str]:
     """A started server and its address: on the given port, else on the recorded one, else on any."""
 
     def serve(port: int) -> tuple[CoordinatorServer, str]:
-        server = serve_coordinator(coordinator, host, port, advertise=advertise, insecure=insecure)
+        server = serve_coordinator(coordinator, host, port, **settings)
         return server, server.start()
 
     former: str | None = store.address()
-    if port == 0 and former and former.rpartition(":")[0] == (advertise or host):
+    if port == 0 and former and former.rpartition(":")[0] == (settings["advertise"] or host):
         try:
             return serve(int(former.rpartition(":")[2]))
         except UsageError as error:

@@ -9,19 +9,21 @@ from pathlib import Path
 from dimat.config import RunConfig
 
 
-def coordinator(folder: Path, port: int = 0) -> list[str]:
+def coordinator(folder: Path, port: int = 0, certs: Path | None = None) -> list[str]:
     """One coordinator for the run in `folder`."""
-    return [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port)]
+    return [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port), *_certs(certs)]
 
 
-def together(config: RunConfig, folder: Path, coordinator_address: str) -> list[str]:
+def together(config: RunConfig, folder: Path, coordinator_address: str, certs: Path | None = None) -> list[str]:
     """All agents under one torchrun: simple; a crash ends them all."""
-    return [*_torchrun(config, config.agents), *_agent(folder, coordinator_address)]
+    return [*_torchrun(config, config.agents), *_agent(folder, coordinator_address, certs)]
 
 
-def alone(config: RunConfig, folder: Path, coordinator_address: str, agent: int) -> list[str]:
+def alone(
+    config: RunConfig, folder: Path, coordinator_address: str, agent: int, certs: Path | None = None
+) -> list[str]:
     """One agent under a torchrun of its own: the others do not notice more than a missing neighbour."""
-    return [*_torchrun(config, 1), *_agent(folder, coordinator_address), "--id", str(agent)]
+    return [*_torchrun(config, 1), *_agent(folder, coordinator_address, certs), "--id", str(agent)]
 
 
 def environment(config: RunConfig) -> Mapping[str, str]:
@@ -40,8 +42,12 @@ def _torchrun(config: RunConfig, num_workers: int) -> list[str]:
     ]
 
 
-def _agent(folder: Path, coordinator_address: str) -> list[str]:
-    return ["agent", *_config(folder), "--coordinator", coordinator_address]
+def _agent(folder: Path, coordinator_address: str, certs: Path | None) -> list[str]:
+    return ["agent", *_config(folder), "--coordinator", coordinator_address, *_certs(certs)]
+
+
+def _certs(certs: Path | None) -> list[str]:
+    return [] if certs is None else ["--certs", str(certs)]
 
 
 def _config(folder: Path) -> list[str]:

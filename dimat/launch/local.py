@@ -26,6 +26,7 @@ from dimat.launch.children import Child, end_processes
 from dimat.messages import View
 from dimat.runfolder import processes
 from dimat.transport.grpc import watch
+from dimat.transport.security import ONLOOKER, load_credentials
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,19 @@ class LocalRun:
     """The processes of one run. `run()` starts them, waits for their end and leaves none behind."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, shape: Shape, on_view: Callable[[View], None], lock: int
+        self,
+        config: RunConfig,
+        folder: Path,
+        shape: Shape,
+        on_view: Callable[[View], None],
+        lock: int,
+        certs: Path | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
         self._shape = shape
+        self._certs = certs
+        self._credentials = None if certs is None else load_credentials(certs, ONLOOKER)
         self._on_view = on_view
         # Whoever lives on when this process is killed goes on holding the folder.
         self._keeps = (lock,)
@@ -86,20 +95,20 @@ class LocalRun:
 
     def _make_coordinator(self, port: int) -> Child:
         log_file = self._folder / "logs" / "coordinator.log"
-        return Child("coordinator", commands.coordinator(self._folder, port), log_file, keeps=self._keeps)
+        return Child("coordinator", commands.coordinator(self._folder, port, self._certs), log_file, keeps=self._keeps)
 
     def _start_agents(self, address: str) -> None:
         config, folder = self._config, self._folder
         logs = folder / "logs"
         environment = commands.environment(config)
         if self._shape == "together":
-            everybody = commands.together(config, folder, address)
+            everybody = commands.together(config, folder, address, self._certs)
             self._launchers = [Child("agents", everybody, logs / "agents.log", environment, self._keeps)]
         else:
             self._launchers = [
                 Child(
                     f"agent {n}",
-                    commands.alone(config, folder, address, n),
+                    commands.alone(config, folder, address, n, self._certs),
                     logs / f"agent-{n}.log",
                     environment,
                     self._keeps,
@@ -181,7 +190,7 @@ class LocalRun:
             return store.outcome() is None  # with an outcome it ended because the run did
 
     def _watch(self, address: str) -> None:
-        for view in watch(address, over=self._over):
+        for view in watch(address, over=self._over, credentials=self._credentials):
             self._forming = view.state == "forming"
             self._on_view(view)
 

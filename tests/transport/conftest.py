@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from dimat.messages import Payload
+from dimat.transport.authority import issue_missing, new_authority
 from dimat.transport.grpc import GrpcTransport
 from dimat.transport.grpc.frames import frames
 from dimat.transport.grpc.peer_service import SERVICE, PeerService
 from dimat.transport.grpc.server import GrpcServer
+from dimat.transport.security import ADMIN, COORDINATOR, ONLOOKER, Credentials, Identity, agent
 from dimat.transport.store import SnapshotStore
 
 Script = Callable[[int, list[bytes]], Iterable[bytes | grpc.StatusCode]]
@@ -79,3 +84,56 @@ def _scripted_peer(
     finally:
         reader.close()
         server.close()
+
+
+# --------------------------------------------------------------------------------------------------------- certificates
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority and certificates of agents 0 to 3, the coordinator, an admin and an onlooker."""
+    folder = tmp_path_factory.mktemp("lab")
+    new_authority(folder)
+    issue_missing(folder, [COORDINATOR, ADMIN, ONLOOKER, *map(agent, range(4))])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of another authority that calls itself the same."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    new_authority(folder)
+    issue_missing(folder, [COORDINATOR, *map(agent, range(4))])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def yesterday(tmp_path_factory: pytest.TempPathFactory, lab: Path) -> Path:
+    """Certificates of the lab's authority for agents 0 and 1 and the coordinator that ended a minute ago."""
+    folder = tmp_path_factory.mktemp("yesterday")
+    for name in ("authority.pem", "authority.key"):
+        shutil.copy(lab / name, folder)
+    now = datetime.now(UTC)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "dimat.transport.authority._validity", lambda days: (now - timedelta(days=1), now - timedelta(minutes=1))
+        )
+        issue_missing(folder, [COORDINATOR, agent(0), agent(1)])
+    return folder
+
+
+def unchecked(folder: Path, identity: Identity, *, key_of: Identity | None = None) -> Credentials:
+    """What a client has that looks at nothing before it dials."""
+    return Credentials(
+        identity,
+        (folder / "authority.pem").read_bytes(),
+        (folder / f"{identity.name}.pem").read_bytes(),
+        (folder / f"{(key_of or identity).name}.key").read_bytes(),
+        folder,
+        datetime.now(UTC),
+    )
+
+
+@pytest.fixture(scope="session", name="unchecked")
+def _unchecked() -> Callable[..., Credentials]:
+    return unchecked

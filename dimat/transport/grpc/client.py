@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Iterable
@@ -15,13 +16,16 @@ from typing import Any
 
 import grpc
 
-from dimat.errors import PeerUnavailable, TransportError
+from dimat.errors import NotTrusted, PeerUnavailable, TransportError
 from dimat.messages import Payload
 from dimat.proto.v1 import peer_pb2
 from dimat.transport.base import Fetch
-from dimat.transport.grpc import errors, options
+from dimat.transport.grpc import convert, errors
+from dimat.transport.grpc.channels import open_channel
+from dimat.transport.grpc.diagnose import diagnose
 from dimat.transport.grpc.frames import take_frame
 from dimat.transport.receive import Receiver
+from dimat.transport.security import Credentials, agent
 
 MAX_BREAKS = 6
 """Times in a row that a stream may break without a single new byte before its peer is given up."""
@@ -29,6 +33,13 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 ACKNOWLEDGE_S = 2.0
 """How long an acknowledgement may take; a later call carries it again."""
+LOOK_S = 1.0
+"""After so long without a line it is looked into whether certificates are the reason ..."""
+DIAGNOSE_S = 10.0
+"""... and then this often."""
+
+
+log = logging.getLogger(__name__)
 
 
 class PeerClient:
@@ -39,20 +50,39 @@ class PeerClient:
         peer: who is read.
         address: where it listens, HOST:PORT.
         max_message_bytes: messages above are refused unread.
+        credentials: who the reader is; with them the peer must prove to be agent `peer`.
+        insecure: allow plain text beyond this machine.
+
+    Raises:
+        UsageError: plain text would leave this machine without leave.
     """
 
-    def __init__(self, reader: int, peer: int, address: str, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        reader: int,
+        peer: int,
+        address: str,
+        max_message_bytes: int,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+    ) -> None:
         self.address = address
         self.whom = f"agent {peer} at {address}"
         self.heard_at: float | None = None
         self._reader = reader
         self._unsaid: set[tuple[str, int]] = set()  # acknowledgements that the peer may not have received
         self._jitter = random.Random(reader)
-        self._channel = grpc.aio.insecure_channel(address, options=options.client(max_message_bytes))
+        self.trouble: str | None = None
+        """Why the peer cannot be trusted, or does not trust this side; None when nothing is known of that kind."""
+        self._peer = agent(peer)
+        self._credentials = credentials
+        self._diagnosed_at = float("-inf")
+        self._channel = open_channel(
+            address, self._peer, credentials, insecure=insecure, max_message_bytes=max_message_bytes
+        )
         self._describe: Any = self._channel.unary_unary(
             "/dimat.v1.Peer/Describe",
             request_serializer=peer_pb2.DescribeRequest.SerializeToString,
-            response_deserializer=peer_pb2.Description.FromString,
         )
         self._fetch: Any = self._channel.unary_stream(
             "/dimat.v1.Peer/Fetch", request_serializer=peer_pb2.FetchRequest.SerializeToString
@@ -64,6 +94,7 @@ class PeerClient:
         """Ask what the peer has published, at once or when `until` (kind, round) is; carries acknowledgements.
 
         Raises:
+            NotTrusted: certificates keep the two apart; said as soon as it is clear.
             TransportError: no answer within `timeout_s`, or an error.
         """
         said = sorted(self._unsaid)
@@ -73,11 +104,11 @@ class PeerClient:
         if until is not None:
             request.until.kind, request.until.round = until
         try:
-            answer: peer_pb2.Description = await self._describe(request, timeout=timeout_s, wait_for_ready=True)
+            answer = await self._answer(self._describe(request, timeout=timeout_s, wait_for_ready=True))
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
+            raise await self._error(error) from None
         self._unsaid.difference_update(said)
-        self.heard_at = time.monotonic()
+        self._heard()
         return answer
 
     async def fetch(self, fetch: Fetch, deadline: float) -> Payload:
@@ -94,13 +125,15 @@ class PeerClient:
                 await self._stream(receiver, deadline)
                 break
             except grpc.aio.AioRpcError as error:
-                if error.code() not in errors.BROKEN:
-                    raise self._error(error, receiver) from None
+                if not errors.may_pass(error):
+                    raise await self._error(error, receiver) from None
+                if not receiver.position and (trouble := await self._look_into()):
+                    raise NotTrusted(f"{self.whom}: {trouble}") from None
                 num_breaks = 1 if receiver.position > before else num_breaks + 1
                 # Full jitter: neighbours whose streams broke together do not come back together.
                 pause_s = self._jitter.uniform(0, min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**num_breaks))
                 if num_breaks > MAX_BREAKS or time.monotonic() + pause_s >= deadline:
-                    raise self._error(error, receiver) from None
+                    raise await self._error(error, receiver) from None
                 await asyncio.sleep(pause_s)
         payload = receiver.finish()
         self._unsaid.add((fetch.kind, payload.header.round))
@@ -123,19 +156,51 @@ class PeerClient:
                 take_frame(receiver, frame)
         finally:
             call.cancel()  # the peer stops sending what would be refused; no effect on a call that has ended
-        self.heard_at = time.monotonic()
+        self._heard()
 
     async def _acknowledge(self, deadline: float) -> None:
         with contextlib.suppress(TransportError):  # it stays unsaid, and the next call says it
             await self.describe(max(0.05, min(ACKNOWLEDGE_S, deadline - time.monotonic())))
 
-    def _error(self, error: grpc.aio.AioRpcError, receiver: Receiver | None = None) -> TransportError:
+    async def _answer(self, call: Any) -> peer_pb2.Description:
+        """What a call brings; one that finds no line because of certificates does not wait for its deadline."""
+
+        async def wait() -> peer_pb2.Description:
+            return convert.parsed(peer_pb2.Description, await call, self.whom)
+
+        waiting = asyncio.create_task(wait())
+        try:
+            if not (await asyncio.wait({waiting}, timeout=LOOK_S))[0] and (trouble := await self._look_into()):
+                raise NotTrusted(f"{self.whom}: {trouble}")
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    def _heard(self) -> None:
+        self.heard_at = time.monotonic()
+        self.trouble = None
+
+    async def _error(self, error: grpc.aio.AioRpcError, receiver: Receiver | None = None) -> TransportError:
         """What a failed call to this peer means; an unfinished fetch tells how far it had come."""
         meant = errors.from_status(error, self.whom)
+        if isinstance(meant, PeerUnavailable) and (trouble := await self._look_into()):
+            return NotTrusted(f"{self.whom}: {trouble}")
         if isinstance(meant, PeerUnavailable) and receiver is not None and receiver.position:
             return PeerUnavailable(f"{meant}, after {receiver.position} of {receiver.num_bytes} bytes")
         # Whatever a peer answers is about that peer: it never looks like the user's own mistake.
         return meant if isinstance(meant, TransportError) else TransportError(f"{self.whom} refused: {meant}")
+
+    async def _look_into(self) -> str | None:
+        """Whether certificates are why there is no line, which is not the case where there is one."""
+        if self._channel.get_state() is grpc.ChannelConnectivity.READY:
+            return None
+        if time.monotonic() - self._diagnosed_at >= DIAGNOSE_S:
+            self._diagnosed_at = time.monotonic()
+            before = self.trouble
+            self.trouble = await asyncio.to_thread(diagnose, self.address, self._peer, self._credentials)
+            if self.trouble and self.trouble != before:
+                log.warning("%s: %s", self.whom, self.trouble)
+        return self.trouble
 
 
 def _published(pairs: Iterable[tuple[str, int]]) -> list[peer_pb2.Published]:

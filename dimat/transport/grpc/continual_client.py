@@ -9,14 +9,17 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from dimat.errors import PayloadError, PeerUnavailable, RoundGone, UsageError
+from dimat.errors import NotTrusted, PayloadError, PeerUnavailable, RoundGone, UsageError
 from dimat.messages import PROTOCOL_VERSION
 from dimat.proto.v1 import continual_pb2
 from dimat.transport.continual import LedgerStatus, Merged, Offer, SubmitAnswer
-from dimat.transport.grpc import convert, options
+from dimat.transport.grpc import convert
+from dimat.transport.grpc.channels import check_dial, open_channel
 from dimat.transport.grpc.continual_retry import Patience, retried
+from dimat.transport.grpc.diagnose import diagnose
 from dimat.transport.grpc.frames import data_frame, is_data_frame, read_data_frame
 from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.security import COORDINATOR, Credentials
 
 STREAM_S = 24 * 3600.0
 """The deadline of one stream; what is not done by then goes on in the next."""
@@ -35,9 +38,25 @@ class ContinualClient:
     Args:
         address: where it listens.
         timeout_s: seconds without a sign of life after which it is given up.
+        credentials: who calls; with them the server must prove to be a coordinator.
+        insecure: allow plain text beyond this machine.
+
+    Raises:
+        UsageError: plain text would leave this machine without leave.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 60.0,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if credentials is None:
+            check_dial(address, insecure)
+        self._credentials = credentials
+        self._insecure = insecure
         self.address = address
         self.whom = f"the ledger at {address}"
         self._timeout_s = timeout_s
@@ -83,14 +102,32 @@ class ContinualClient:
     def _run(self, once: Callable[[grpc.aio.Channel, Patience], Awaitable[T]]) -> T:
         async def work() -> T:
             patience = Patience(self.whom, self._timeout_s)
-            async with grpc.aio.insecure_channel(self.address, options=options.client(MAX_ANSWER_BYTES)) as channel:
-                return await retried(lambda: once(channel, patience), patience)
+            opened = open_channel(
+                self.address,
+                COORDINATOR,
+                self._credentials,
+                insecure=self._insecure,
+                max_message_bytes=MAX_ANSWER_BYTES,
+            )
+            async with opened as channel:
+                return await retried(lambda: self._looked_into(once(channel, patience)), patience)
 
         loop = LoopThread.acquire()
         try:
             return loop.run(work())
         finally:
             loop.release()
+
+    async def _looked_into(self, call: Awaitable[T]) -> T:
+        """`call`; when it finds no server, because of certificates, that is its answer."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                trouble = await asyncio.to_thread(diagnose, self.address, COORDINATOR, self._credentials)
+                if trouble:
+                    raise NotTrusted(f"{self.whom}: {trouble}") from None
+            raise
 
 
 async def _submit(
@@ -100,15 +137,15 @@ async def _submit(
     pieces: Pieces,
     tell: Callable[[SubmitAnswer], None],
 ) -> SubmitAnswer:
-    stub: Any = channel.stream_stream(
-        "/dimat.v1.Continual/Submit", response_deserializer=continual_pb2.SubmitAnswer.FromString
-    )
+    stub: Any = channel.stream_stream("/dimat.v1.Continual/Submit")
     call = stub(timeout=STREAM_S)
     sending: asyncio.Task[None] | None = None
     try:
         await _write(call, continual_pb2.SubmitFrame(offer=convert.to_proto(offer)).SerializeToString())
         while (message := await patience.wait(_next_answer(call, sending))) is not grpc.aio.EOF:
-            answer = convert.from_proto(SubmitAnswer, message)
+            answer = convert.from_proto(
+                SubmitAnswer, convert.parsed(continual_pb2.SubmitAnswer, message, patience.whom)
+            )
             patience.heard((_STATES.index(answer.state), answer.position, -answer.ahead))
             tell(answer)
             if answer.entry is not None:
@@ -156,9 +193,9 @@ async def _status(channel: grpc.aio.Channel, patience: Patience) -> LedgerStatus
     stub: Any = channel.unary_unary(
         "/dimat.v1.Continual/Status",
         request_serializer=continual_pb2.StatusRequest.SerializeToString,
-        response_deserializer=continual_pb2.LedgerStatus.FromString,
     )
-    message = await stub(continual_pb2.StatusRequest(), timeout=patience.timeout_s)
+    raw = await stub(continual_pb2.StatusRequest(), timeout=patience.timeout_s)
+    message = convert.parsed(continual_pb2.LedgerStatus, raw, patience.whom)
     if message.protocol != PROTOCOL_VERSION:
         raise UsageError(
             f"{patience.whom} speaks version {message.protocol} of the protocol, this client {PROTOCOL_VERSION}",

@@ -22,10 +22,13 @@ from dimat.messages import PROTOCOL_VERSION
 from dimat.proto.v1 import continual_pb2
 from dimat.transport.continual import ContinualHandler, Held, Lease, LedgerEntry, Offer, Queued, SubmitAnswer
 from dimat.transport.grpc import convert, options
+from dimat.transport.grpc.admission import Admission
+from dimat.transport.grpc.callers import ledger_rules
 from dimat.transport.grpc.continual_gate import Gate, Limits
 from dimat.transport.grpc.errors import guarded
 from dimat.transport.grpc.frames import data_frame, is_data_frame, read_data_frame
 from dimat.transport.grpc.server import GRACE_S, GrpcServer
+from dimat.transport.security import Credentials
 
 SERVICE = "dimat.v1.Continual"
 TICK_S = 5.0
@@ -44,6 +47,7 @@ class ContinualServer:
         port: 0 lets the system choose.
         advertise: HOST or HOST:PORT that clients dial, where it differs from `bind`.
         insecure: allow plain text beyond loopback.
+        credentials: proves to clients that this is the coordinator; with them nothing is plain text.
         limits: what clients may ask.
         frame_bytes: size of the frames that are sent.
     """
@@ -56,6 +60,7 @@ class ContinualServer:
         *,
         advertise: str | None = None,
         insecure: bool = False,
+        credentials: Credentials | None = None,
         limits: Limits | None = None,
         frame_bytes: int = options.FRAME_BYTES,
     ) -> None:
@@ -70,6 +75,8 @@ class ContinualServer:
             port=port,
             advertise=advertise,
             insecure=insecure,
+            credentials=credentials,
+            admission=Admission(ledger_rules()),
             max_message_bytes=options.max_message_bytes(handler.schema),
         )
 

@@ -17,10 +17,13 @@ from dimat.errors import DimatError, NoCoordinator, PeerUnavailable, TransportEr
 from dimat.messages import Directive, Heartbeat, Join, Report, View
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
 from dimat.transport.memory import still_forming
+from dimat.transport.security import Credentials
 
 REPORT_S = 2.0
 """How long the first try to hand in a report may take."""
 HEARTBEAT_S = 0.9
+JOIN_S = 5.0
+"""How long one try to join may take; then it is looked into whether certificates are the reason."""
 RETRY_S = 0.5
 """Pause between two tries to reach a coordinator that is away."""
 
@@ -33,12 +36,21 @@ class GrpcControl:
     Args:
         address: where the coordinator listens, HOST:PORT.
         retry_s: pause between two tries while it is away.
+        credentials: who this agent is; with them the coordinator must prove itself too.
+        insecure: allow plain text beyond this machine.
     """
 
-    def __init__(self, address: str, *, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        retry_s: float = RETRY_S,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+    ) -> None:
         self.address = address
         self._retry_s = retry_s
-        self._line = CoordinatorClient(address)
+        self._line = CoordinatorClient(address, credentials=credentials, insecure=insecure)
         self._lock = threading.RLock()
         self._kept: deque[Report] = deque()
         self._directive = Directive()
@@ -51,7 +63,7 @@ class GrpcControl:
         """Enter the run; returns the view once all agents have joined.
 
         Raises:
-            NoCoordinator: nobody answered within `timeout_s` seconds.
+            NoCoordinator: nobody answered within `timeout_s` seconds, or certificates keep the two apart.
             PeerUnavailable: not all agents came in that time; says who is missing.
             UsageError: the coordinator refuses this agent and says why.
         """
@@ -59,7 +71,7 @@ class GrpcControl:
         view: View | None = None
         while (remaining_s := deadline - time.monotonic()) > 0:
             try:
-                view = self._line.call("Join", join, View, remaining_s)
+                view = self._line.call("Join", join, View, min(remaining_s, JOIN_S))
                 views = self._line.views(view.number, deadline)
                 while view.state == "forming" and (changed := next(views, None)) is not None:
                     view = changed
@@ -67,6 +79,8 @@ class GrpcControl:
                     return view
             except TransportError as error:
                 log.debug("joining again: %s", error)
+                if view is None and (untrusted := self._line.untrusted()) is not None:
+                    raise NoCoordinator(str(untrusted)) from None
                 # It may come back before the deadline, without what it knew: then joining again is right.
                 time.sleep(max(0.0, min(self._retry_s, deadline - time.monotonic())))
         if view is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from dimat import messages
 from dimat.errors import PayloadError, TransportError
@@ -22,6 +22,7 @@ from dimat.proto.v1 import continual_pb2, coordinator_pb2, peer_pb2, tensors_pb2
 from dimat.transport import continual
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 MESSAGES: Mapping[type[Any], type[Message]] = {
     messages.TensorSpec: tensors_pb2.TensorSpec,
@@ -45,6 +46,18 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
 }
 """Which protobuf message each dataclass becomes."""
 _DATACLASSES = {message.DESCRIPTOR.full_name: kind for kind, message in MESSAGES.items()}
+
+
+def parsed(kind: type[M], raw: bytes, whom: str) -> M:
+    """The message that `whom` answered. Left to gRPC, an answer that is none would become None, and a traceback.
+
+    Raises:
+        PayloadError: it is no such message.
+    """
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        raise PayloadError(f"{whom} answered {len(raw)} bytes that are no {kind.DESCRIPTOR.name}") from None
 
 
 def to_proto(value: Any) -> Any:

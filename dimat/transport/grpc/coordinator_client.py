@@ -10,16 +10,33 @@ from typing import Any
 
 import grpc
 
+from dimat.errors import NotTrusted
 from dimat.messages import View
 from dimat.proto.v1 import coordinator_pb2
-from dimat.transport.grpc import convert, errors, options
+from dimat.transport.grpc import convert, errors
+from dimat.transport.grpc.channels import check_dial, open_channel
+from dimat.transport.grpc.diagnose import diagnose
 from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.security import COORDINATOR, Credentials
 
 
 class CoordinatorClient:
-    """A line to the coordinator at `address` (HOST:PORT); dials when first used."""
+    """A line to the coordinator; dials when first used.
 
-    def __init__(self, address: str) -> None:
+    Args:
+        address: where it listens, HOST:PORT.
+        credentials: who calls; with them it must prove to be the coordinator.
+        insecure: allow plain text beyond this machine.
+
+    Raises:
+        UsageError: plain text would leave this machine without leave.
+    """
+
+    def __init__(self, address: str, *, credentials: Credentials | None = None, insecure: bool = False) -> None:
+        if credentials is None:
+            check_dial(address, insecure)
+        self._credentials = credentials
+        self._insecure = insecure
         self.address = address
         self.whom = f"the coordinator at {address}"
         self._lock = threading.Lock()
@@ -39,14 +56,14 @@ class CoordinatorClient:
         stub: Any = channel.unary_unary(
             f"/dimat.v1.Coordinator/{method}",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=getattr(coordinator_pb2, reply.name).FromString,
         )
 
         async def call() -> Any:
             return await stub(request, timeout=timeout_s, wait_for_ready=True)
 
         try:
-            return convert.from_proto(answer, loop.run(call()))
+            message = convert.parsed(getattr(coordinator_pb2, reply.name), loop.run(call()), self.whom)
+            return convert.from_proto(answer, message)
         except grpc.aio.AioRpcError as error:
             raise errors.from_status(error, self.whom) from None
 
@@ -60,7 +77,6 @@ class CoordinatorClient:
         stub: Any = channel.unary_stream(
             "/dimat.v1.Coordinator/Watch",
             request_serializer=coordinator_pb2.WatchRequest.SerializeToString,
-            response_deserializer=coordinator_pb2.View.FromString,
         )
 
         async def dial() -> Any:
@@ -80,13 +96,18 @@ class CoordinatorClient:
         call = loop.run(dial())
         try:
             while (message := loop.run(read(call))) is not grpc.aio.EOF:
-                yield convert.from_proto(View, message)
+                yield convert.from_proto(View, convert.parsed(coordinator_pb2.View, message, self.whom))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise errors.from_status(error, self.whom) from None
         finally:
             if not self._closed:
                 loop.run(hang_up(call))
+
+    def untrusted(self) -> NotTrusted | None:
+        """Why there can be no line, if certificates are the reason; asks on a connection of its own."""
+        trouble = diagnose(self.address, COORDINATOR, self._credentials)
+        return NotTrusted(f"{self.whom}: {trouble}") if trouble else None
 
     def close(self) -> None:
         """Hang up; calls of other threads end. A second call does nothing."""
@@ -105,7 +126,7 @@ class CoordinatorClient:
                 loop = LoopThread.acquire()
 
                 async def dial() -> grpc.aio.Channel:
-                    return grpc.aio.insecure_channel(self.address, options=options.client())
+                    return open_channel(self.address, COORDINATOR, self._credentials, insecure=self._insecure)
 
                 self._loop, self._channel = loop, loop.run(dial())
             assert self._channel is not None

@@ -20,8 +20,11 @@ from dimat.messages import View
 from dimat.proto.v1 import coordinator_pb2
 from dimat.transport.base import ControlHandler
 from dimat.transport.grpc import convert
+from dimat.transport.grpc.admission import Admission, Limits
+from dimat.transport.grpc.callers import coordinator_rules
 from dimat.transport.grpc.errors import guarded
 from dimat.transport.grpc.server import GRACE_S, GrpcServer, method_handlers
+from dimat.transport.security import Credentials
 
 SERVICE = "dimat.v1.Coordinator"
 NUM_THREADS = 4
@@ -152,6 +155,8 @@ def serve_coordinator(
     *,
     advertise: str | None = None,
     insecure: bool = False,
+    credentials: Credentials | None = None,
+    limits: Limits | None = None,
 ) -> CoordinatorServer:
     """A server in front of `handler`, not yet started.
 
@@ -161,5 +166,9 @@ def serve_coordinator(
         port: 0 lets the system choose.
         advertise: HOST or HOST:PORT that agents dial, where it differs from `host`.
         insecure: allow plain text beyond loopback.
+        credentials: proves to agents that this is the coordinator; with them nothing is plain text, agents speak for
+            themselves alone, and whoever looks on needs an identity too.
+        limits: what each caller may ask.
     """
-    return CoordinatorServer(handler, {"bind": host, "port": port, "advertise": advertise, "insecure": insecure})
+    settings = {"bind": host, "port": port, "advertise": advertise, "insecure": insecure, "credentials": credentials}
+    return CoordinatorServer(handler, {**settings, "admission": Admission(coordinator_rules(), limits)})

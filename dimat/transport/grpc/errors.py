@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import grpc
 
 from dimat.errors import (
+    Busy,
     DimatError,
+    NotAllowed,
     PayloadError,
     PeerUnavailable,
     RoundGone,
@@ -27,8 +29,10 @@ log = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[DimatError], grpc.StatusCode], ...] = (
     (RoundGone, grpc.StatusCode.OUT_OF_RANGE),
     (PayloadError, grpc.StatusCode.DATA_LOSS),
+    (Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (PeerUnavailable, grpc.StatusCode.UNAVAILABLE),
     (SchemaError, grpc.StatusCode.FAILED_PRECONDITION),
+    (NotAllowed, grpc.StatusCode.PERMISSION_DENIED),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
     (UsageError, grpc.StatusCode.RESOURCE_EXHAUSTED),  # a message too large to be read will not shrink by asking again
 )
@@ -45,6 +49,8 @@ BROKEN = frozenset(
 )
 """Codes of a connection or a server that went away: asking again may help. The others are answers."""
 
+BUSY = "busy: "
+"""What a refusal begins with that will pass, unlike a message that is too large, which has the same code."""
 _ABSENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _HINT = "\nhint: "
 _MAX_DETAILS = 2000
@@ -63,11 +69,18 @@ def from_status(error: grpc.aio.AioRpcError, whom: str) -> DimatError:
     code, details = error.code(), error.details() or ""
     if code in _ABSENT:
         return PeerUnavailable(f"{whom} did not answer: {_plain(code, details)}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(BUSY):
+        return Busy(f"{whom} is {details}")
     for kind, known in STATUS:
-        if code is known:
+        if code is known and kind is not Busy:
             message, _, hint = details.partition(_HINT)
             return kind(message, hint=hint or None)
     return TransportError(f"{whom} failed with {code.name}: {details}")
+
+
+def may_pass(error: grpc.aio.AioRpcError) -> bool:
+    """Whether asking again may help."""
+    return error.code() in BROKEN or (error.details() or "").startswith(BUSY)
 
 
 def guarded(

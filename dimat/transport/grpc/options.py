@@ -11,6 +11,11 @@ from dimat.messages import Schema
 
 Options = tuple[tuple[str, int], ...]
 
+HANDSHAKE_S = 20
+"""A connection on which no handshake is done by then is closed: it costs a socket, and says nothing."""
+MAX_STREAMS = 256
+"""Calls that one connection may carry at once; further ones wait at the caller's."""
+
 KEEPALIVE_S = 20
 KEEPALIVE_TIMEOUT_S = 10
 MIN_FRAME_BYTES = 1 << 10
@@ -30,6 +35,8 @@ _BOTH: Options = (
 SERVER: Options = (
     *_BOTH,
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_S * 1000 // 2),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.so_reuseport", 0),  # on by default on Linux: two servers would share one port in silence
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,10 +12,13 @@ from dimat.errors import PeerUnavailable, TransportError, UsageError
 from dimat.messages import Description, Payload, Schema
 from dimat.transport.base import CLOSED, Fetch, Wait
 from dimat.transport.grpc import convert, options
+from dimat.transport.grpc.admission import Admission, Limits
+from dimat.transport.grpc.callers import MayRead, peer_rules
 from dimat.transport.grpc.client import FIRST_PAUSE_S, MAX_PAUSE_S, PeerClient
 from dimat.transport.grpc.loop import LoopThread
 from dimat.transport.grpc.peer_service import SERVICE, PeerService
 from dimat.transport.grpc.server import GrpcServer
+from dimat.transport.security import Credentials
 from dimat.transport.store import SnapshotStore, has_gone_on, wait_for_peers
 
 UNASKED_S = 0.05
@@ -24,6 +28,9 @@ LAST_WORDS_S = 1.0
 """How long calls on a line may go on after its peer was found elsewhere."""
 POLL_S = 10.0
 """A held call is renewed this often, so that a neighbour that hangs is told from one that trains."""
+
+
+log = logging.getLogger(__name__)
 
 
 class GrpcTransport:
@@ -37,6 +44,9 @@ class GrpcTransport:
         port: port to listen on; 0 lets the system choose.
         advertise: HOST or HOST:PORT that neighbours dial, where it differs from `bind`.
         insecure: allow plain text beyond loopback.
+        credentials: who this agent is; with them nothing is plain text, and peers must prove who they are.
+        may_read: whether an agent may fetch from this one now; by default any that says who it is.
+        limits: what each peer may ask.
         frame_bytes: size of a frame, 1 KiB to 4 MB.
     """
 
@@ -50,6 +60,9 @@ class GrpcTransport:
         port: int = 0,
         advertise: str | None = None,
         insecure: bool = False,
+        credentials: Credentials | None = None,
+        may_read: MayRead | None = None,
+        limits: Limits | None = None,
         frame_bytes: int = options.FRAME_BYTES,
     ) -> None:
         if not options.MIN_FRAME_BYTES <= frame_bytes <= options.MAX_FRAME_BYTES:
@@ -58,11 +71,20 @@ class GrpcTransport:
             )
         self._agent = agent
         self._schema = schema
+        self._insecure = insecure
+        self._credentials = credentials
         self._store = SnapshotStore(agent)
         self._service = PeerService(agent, session, schema, self._store, frame_bytes)
         self._server = GrpcServer(
-            {SERVICE: self._service.methods()}, bind=bind, port=port, advertise=advertise, insecure=insecure
+            {SERVICE: self._service.methods()},
+            bind=bind,
+            port=port,
+            advertise=advertise,
+            insecure=insecure,
+            credentials=credentials,
+            admission=Admission(peer_rules(agent, may_read or _anybody), limits),
         )
+        self._undialled: dict[int, str] = {}
         self._clients: dict[int, PeerClient] = {}
         self._gone: frozenset[int] = frozenset()
         self._closing: set[asyncio.Task[None]] = set()
@@ -88,6 +110,7 @@ class GrpcTransport:
 
         Raises:
             PeerUnavailable: no answer within `timeout_s` seconds.
+            NotTrusted: it cannot prove to be `peer`, or does not believe this agent; said as soon as it is clear.
             TransportError: it speaks another version of the protocol.
         """
         client = self._client(peer)
@@ -181,7 +204,13 @@ class GrpcTransport:
             if known is not None and known.address == address:
                 continue
             limit = options.max_message_bytes(self._schema)
-            self._clients[peer] = PeerClient(self._agent, peer, address, limit)
+            self._undialled.pop(peer, None)
+            try:
+                self._clients[peer] = PeerClient(self._agent, peer, address, limit, self._credentials, self._insecure)
+            except UsageError as refusal:  # one peer that is set up wrongly is one peer that is missing
+                log.error("agent %d: %s", peer, refusal)
+                self._undialled[peer] = str(refusal)
+                self._clients.pop(peer, None)
             if known is not None:
                 self._closing.add(closing := asyncio.create_task(known.close(LAST_WORDS_S)))
                 closing.add_done_callback(self._closing.discard)
@@ -238,6 +267,8 @@ class GrpcTransport:
 
     def _client(self, peer: int) -> PeerClient:
         client = self._clients.get(peer)
+        if peer in self._undialled:
+            raise PeerUnavailable(f"agent {peer}: {self._undialled[peer]}")
         if client is None:
             known = ", ".join(str(other) for other in sorted(self._clients)) or "none"
             raise PeerUnavailable(f"agent {peer} has no address: connect() named {known}")
@@ -246,7 +277,9 @@ class GrpcTransport:
     def _heard(self, peer: int) -> str:
         client = self._clients.get(peer)
         if client is None:
-            return "no address known"
+            return self._undialled.get(peer, "no address known")
+        if client.trouble:
+            return client.trouble
         if client.heard_at is None:
             return f"not heard yet at {client.address}"
         return f"last heard {time.monotonic() - client.heard_at:.0f} s ago"
@@ -262,6 +295,11 @@ def _is_cancelled() -> bool:
     """Whether it is this task that somebody has cancelled, and not a call that it waited for."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def _anybody(peer: int) -> bool:
+    del peer
+    return True
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

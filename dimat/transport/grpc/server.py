@@ -6,7 +6,6 @@ names it, before anything is served.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dimat.errors import UsageError
 from dimat.transport.grpc import options
+from dimat.transport.grpc.admission import Admission, open_to_all
+from dimat.transport.grpc.channels import check_exposure, server_credentials
 from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.security import Credentials
 
 GRACE_S = 1.0
 """How long calls that are under way may go on when the server closes."""
@@ -31,6 +33,8 @@ class GrpcServer:
         port: 0 lets the system choose.
         advertise: HOST or HOST:PORT that others dial, where it differs from `bind`.
         insecure: allow plain text beyond loopback.
+        credentials: who serves here; with them plain text is neither spoken nor understood.
+        admission: what each call passes before its handler sees it.
         max_message_bytes: messages above are refused unread.
     """
 
@@ -42,6 +46,8 @@ class GrpcServer:
         port: int = 0,
         advertise: str | None = None,
         insecure: bool = False,
+        credentials: Credentials | None = None,
+        admission: Admission | None = None,
         max_message_bytes: int = options.MAX_MESSAGE_BYTES,
     ) -> None:
         self._services = services
@@ -49,6 +55,8 @@ class GrpcServer:
         self._port = port
         self._advertise = advertise
         self._insecure = insecure
+        self._credentials = credentials
+        self._admission = admission or Admission(open_to_all(services))
         self._max_message_bytes = max_message_bytes
         self._loop: LoopThread | None = None
         self._server: grpc.aio.Server | None = None
@@ -60,7 +68,7 @@ class GrpcServer:
         Raises:
             UsageError: plain text beyond loopback without leave, an address that others cannot dial, a port in use.
         """
-        check_exposure(self._bind, self._insecure)
+        check_exposure(self._bind, self._insecure, self._credentials)
         if self._advertise is None and _is_wildcard(self._bind):
             raise UsageError(
                 f"bind {self._bind!r} listens on every interface, and no single address follows from it",
@@ -86,7 +94,8 @@ class GrpcServer:
 
     async def _start(self) -> int:
         server = grpc.aio.server(
-            options=(*options.SERVER, ("grpc.max_receive_message_length", self._max_message_bytes))
+            interceptors=(self._admission,),
+            options=(*options.SERVER, ("grpc.max_receive_message_length", self._max_message_bytes)),
         )
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, dict(methods)) for name, methods in self._services.items())
@@ -96,9 +105,13 @@ class GrpcServer:
         for name in ("", *self._services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         try:
-            port = server.add_insecure_port(_join(self._bind, self._port))
+            address = _join(self._bind, self._port)
+            if self._credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, server_credentials(self._credentials))
         except RuntimeError as error:  # somebody took the port between the probe and now
-            raise UsageError(f"cannot listen on {_join(self._bind, self._port)}: {error}") from None
+            raise UsageError(f"cannot listen on {address}: {error}") from None
         await server.start()
         self._server = server
         return port
@@ -108,25 +121,6 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         self._server = None
-
-
-def check_exposure(bind: str, insecure: bool) -> None:
-    """Refuse plain text beyond this machine, unless asked for by name.
-
-    Raises:
-        UsageError: `bind` is not loopback and `insecure` is not set.
-    """
-    if insecure or bind == "localhost":
-        return
-    try:
-        if ipaddress.ip_address(bind).is_loopback:
-            return
-    except ValueError:
-        pass
-    raise UsageError(
-        f"refusing to serve models in plain text on {bind!r}: whoever is on that network could read them",
-        hint="listen on 127.0.0.1, or accept that with --insecure",
-    )
 
 
 def probe(bind: str, port: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dimat.errors import TransportError
 from dimat.messages import View
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.security import Credentials
 
 SLICE_S = 0.5
 """How often the watch looks whether it is over."""
@@ -17,7 +18,14 @@ SLICE_S = 0.5
 log = logging.getLogger(__name__)
 
 
-def watch(address: str, *, after: int = -1, over: threading.Event | None = None) -> Iterator[View]:
+def watch(
+    address: str,
+    *,
+    after: int = -1,
+    over: threading.Event | None = None,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
+) -> Iterator[View]:
     """The coordinator's views, from the first numbered above `after`, until one is `done` or `over` is set.
 
     A coordinator that is away is dialled again: after it has come back the view it then has is given, if it is another.
@@ -26,12 +34,15 @@ def watch(address: str, *, after: int = -1, over: threading.Event | None = None)
         address: where the coordinator listens, HOST:PORT.
         after: number of the newest view seen already.
         over: set by another thread to end the watch within half a second.
+        credentials: who looks on; any identity of the authority may.
+        insecure: allow plain text beyond this machine.
 
     Raises:
         UsageError: the coordinator refuses to be watched.
+        NotTrusted: before the first view: one side has certificates and the other none, or they do not fit.
     """
     over = over or threading.Event()
-    line = CoordinatorClient(address)
+    line = CoordinatorClient(address, credentials=credentials, insecure=insecure)
     last: View | None = None
     try:
         while not over.is_set():
@@ -46,6 +57,8 @@ def watch(address: str, *, after: int = -1, over: threading.Event | None = None)
                         return
             except TransportError as error:
                 log.debug("watching again: %s", error)
+                if last is None and (untrusted := line.untrusted()) is not None:
+                    raise untrusted from None
                 after = -1
                 over.wait(SLICE_S)
     finally:
