@@ -261,7 +261,7 @@ def test_bytes_that_are_no_message_are_refused_and_not_a_defect(caplog: pytest.L
     server = serve_coordinator(Nobody())
     address = server.start()
     with caplog.at_level(logging.ERROR), grpc.insecure_channel(address) as channel:
-        for name in ("Join", "Heartbeat", "Report"):
+        for name in ("Join", "Heartbeat", "Report", "Drain"):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/dimat.v1.Coordinator/{name}")(b"\xff\xff\xff", timeout=5)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -280,7 +280,7 @@ class Nobody:
         return View(0, "forming")
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("join", "heartbeat", "report"):
+        if name in ("join", "heartbeat", "report", "drain"):
 
             def refuse(value: object) -> None:
                 raise UsageError(f"{name} was reached")
