@@ -20,9 +20,10 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted, SchemaError
+from dimat.faults import phase_hook, planned
 from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
-from dimat.transport.base import Wait
+from dimat.transport.base import Transport, Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,12 @@ def run_agent(
     """
     session = secrets.token_hex(8)
 
-    def make_transport(schema: Schema) -> GrpcTransport:
-        return GrpcTransport(agent_id, session, schema, bind=bind, advertise=advertise, insecure=insecure)
+    def make_transport(schema: Schema) -> Transport:
+        door = GrpcTransport(agent_id, session, schema, bind=bind, advertise=advertise, insecure=insecure)
+        return planned(door, agent_id, config.faults)
 
     agent = build_agent(config, agent_id, folder, session, make_transport)
+    agent.status.on_phase = phase_hook(config.faults, agent_id, folder)
     stop = _listen_to_signals(agent)
     # gRPC's threads start here, after everything that forks.
     address = agent.transport.start()

@@ -153,6 +153,11 @@ class Coordinator:
             return view_of(self._clock(), self._number, self._run)
 
     @property
+    def newest_round(self) -> int:
+        """The newest round that anybody has reported."""
+        return self._run.newest
+
+    @property
     def finished(self) -> bool:
         """Whether nobody is left to wait for."""
         return self._run.outcome is not None
