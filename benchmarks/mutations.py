@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from google.protobuf.message import Message
 
 HUGE_VARINT = b"\xff" * 9 + b"\x01"
 MAX_BYTES = 5 << 20
@@ -85,6 +88,66 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 3))):
         data = rng.choice(MUTATIONS)(rng, data)
     return data
+
+
+INTEGERS = (0, 1, -1, 3, 1 << 31, -(1 << 31), (1 << 31) - 1, (1 << 63) - 1, -(1 << 63), (1 << 64) - 1, 1 << 32, 1000)
+FLOATS = (0.0, -0.0, 1.0, -1.0, 1e308, -1e308, 5e-324, float("nan"), float("inf"), -float("inf"))
+STRINGS = ("", "\x00", "snapshot", "basis", "💥" * 50, "a\n\x1b[31mb", "../../etc/passwd", "' OR 1=1 --", "x" * 100_000)
+
+
+def twist(rng: random.Random, message: Message) -> bytes:
+    """A right message with one to three fields that hold extremes: it parses, and means nonsense."""
+    changed = type(message)()
+    changed.CopyFrom(message)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        _twist_field(rng, changed)
+    return bytes(changed.SerializeToString())
+
+
+def _twist_field(rng: random.Random, message: Any) -> None:
+    field = rng.choice(list(message.DESCRIPTOR.fields))
+    kind, is_map = field.message_type, field.message_type is not None and field.message_type.GetOptions().map_entry
+    if rng.random() < 0.15:
+        message.ClearField(field.name)
+    elif is_map:
+        key, value = kind.fields_by_name["key"], kind.fields_by_name["value"]
+        for _ in range(rng.choice((1, 2, 2000))):
+            getattr(message, field.name)[_extreme(rng, key)] = _extreme(rng, value)
+    elif field.is_repeated and kind is not None:
+        _twist_field(rng, getattr(message, field.name).add())
+    elif field.is_repeated:
+        getattr(message, field.name).extend([_extreme(rng, field)] * rng.choice((1, 3, 5000)))
+    elif kind is not None:
+        _twist_field(rng, getattr(message, field.name))
+    else:
+        setattr(message, field.name, _extreme(rng, field))
+
+
+def _extreme(rng: random.Random, field: Any) -> Any:
+    """A value that a field of this type can hold, and should not."""
+    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_ENUM):
+        return rng.choice([number for number in INTEGERS if -(1 << 31) <= number < 1 << 31])
+    if field.cpp_type == field.CPPTYPE_INT64:
+        return rng.choice([number for number in INTEGERS if number < 1 << 63])
+    if field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):
+        limit = 1 << (32 if field.cpp_type == field.CPPTYPE_UINT32 else 64)
+        return rng.choice([number for number in INTEGERS if 0 <= number < limit])
+    if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT):
+        return rng.choice(FLOATS)
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return rng.random() < 0.5
+    if field.type == field.TYPE_BYTES:
+        return rng.randbytes(rng.choice((0, 1, 3, 4, 16, 16384, 1_000_000)))
+    # A long string in a map of thousands would take minutes and prove nothing more.
+    return rng.choice(STRINGS[:-1] if field.name in ("key", "value") else STRINGS) + str(rng.randrange(3))
+
+
+def wrong(rng: random.Random, message: Message) -> bytes:
+    """`message` as it should not be: twisted, or its bytes mutated, or both."""
+    way = rng.random()
+    if way < 0.55:
+        return twist(rng, message)
+    return mutate(rng, twist(rng, message) if way < 0.65 else bytes(message.SerializeToString()))
 
 
 def varint(number: int) -> bytes:

@@ -88,6 +88,10 @@ class FaultyTransport:
             answers |= self.inner.gather(tuple(whole), timeout_s)
         return dict(sorted(answers.items()))
 
+    def presume_gone(self, peers: frozenset[int]) -> None:
+        """Waits for `peers` end at once."""
+        self.inner.presume_gone(peers)
+
     def close(self) -> None:
         """Close the inner door."""
         self.inner.close()

@@ -19,7 +19,7 @@ from dimat.config import RunConfig
 from dimat.coordinator import Coordinator, Store
 from dimat.faults import Killed, Marks
 from dimat.faults.plan import restarts
-from dimat.messages import Directive, Heartbeat, Join, Report, View
+from dimat.messages import Directive, Drain, Heartbeat, Join, Report, View
 from dimat.transport.base import Wait
 
 
@@ -132,6 +132,10 @@ class Desk:
                 for beat in self._goodbyes:  # over a network a lease tells that they are gone
                     self.coordinator.heartbeat(beat)
         return directive
+
+    def drain(self, drain: Drain) -> Directive:
+        """As `Coordinator.drain`."""
+        return self.coordinator.drain(drain)
 
     def changed(self, after: int, timeout_s: float) -> View:
         """As `Coordinator.changed`."""

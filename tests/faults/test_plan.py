@@ -22,6 +22,9 @@ from dimat.transport.memory import MemoryHub, MemoryTransport
 CULPRIT, ROUND = 1, 3
 NEIGHBOURS, FAR = (0, 2), 3
 
+DROP = ("membership.repair=drop",)
+"""The lost agent's weights go to self, as those of a cut link do."""
+
 Fault = dict[str, Any]
 
 
@@ -107,7 +110,7 @@ def test_what_is_served_wrong_is_dropped_at_both_ends(run: Any, kind: str, words
 
 @pytest.mark.parametrize("phase", ["train", "publish", "gather"])
 def test_who_is_killed_is_gone_and_the_others_go_on(run: Any, phase: str) -> None:
-    told = run(at("kill", phase))
+    told = run(at("kill", phase), settings=DROP)
     assert told.rounds_of(CULPRIT) == list(range(1, ROUND))
     assert [event.text for event in told.events if event.kind == "failed"] == [
         f"agent {CULPRIT} failed: killed in round {ROUND}, as the fault plan says"
@@ -115,14 +118,14 @@ def test_who_is_killed_is_gone_and_the_others_go_on(run: Any, phase: str) -> Non
     assert told.outcome is not None
     assert (told.outcome.kind, told.outcome.round) == ("rounds", 5)
     assert [told.summaries[round].num_agents for round in range(1, 6)] == [4, 4, 3, 3, 3]
-    oracle = run(*parted(ROUND, 5), oracle=True)
+    oracle = run(*parted(ROUND, 5), settings=DROP, oracle=True)
     for agent in (*NEIGHBOURS, FAR):
         assert told.bits(agent) == oracle.bits(agent), agent
         assert told.rounds_of(agent) == [1, 2, 3, 4, 5]
 
 
 def test_who_is_killed_after_its_part_in_a_merge_had_a_part_in_it(run: Any) -> None:
-    told, oracle = run(at("kill", "fold")), run(*parted(ROUND + 1, 5), oracle=True)
+    told, oracle = (run(*plan, settings=DROP) for plan in ([at("kill", "fold")], parted(ROUND + 1, 5)))
     for agent in (*NEIGHBOURS, FAR):
         assert told.bits(agent) == oracle.bits(agent), agent
 

@@ -19,7 +19,7 @@ from dimat.errors import PeerUnavailable, TransportError
 from dimat.messages import Payload
 from dimat.proto.v1 import peer_pb2
 from dimat.transport.base import Fetch
-from dimat.transport.grpc import errors, options
+from dimat.transport.grpc import convert, errors, options
 from dimat.transport.grpc.frames import take_frame
 from dimat.transport.receive import Receiver
 
@@ -52,7 +52,7 @@ class PeerClient:
         self._describe: Any = self._channel.unary_unary(
             "/dimat.v1.Peer/Describe",
             request_serializer=peer_pb2.DescribeRequest.SerializeToString,
-            response_deserializer=peer_pb2.Description.FromString,
+            response_deserializer=convert.reading(peer_pb2.Description),
         )
         self._fetch: Any = self._channel.unary_stream(
             "/dimat.v1.Peer/Fetch", request_serializer=peer_pb2.FetchRequest.SerializeToString
@@ -73,9 +73,11 @@ class PeerClient:
         if until is not None:
             request.until.kind, request.until.round = until
         try:
-            answer: peer_pb2.Description = await self._describe(request, timeout=timeout_s, wait_for_ready=True)
+            answer: peer_pb2.Description | None = await self._describe(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
+        if answer is None:
+            raise TransportError(f"{self.whom} answered with bytes that are no description")
         self._unsaid.difference_update(said)
         self.heard_at = time.monotonic()
         return answer

@@ -101,7 +101,7 @@ async def _submit(
     tell: Callable[[SubmitAnswer], None],
 ) -> SubmitAnswer:
     stub: Any = channel.stream_stream(
-        "/dimat.v1.Continual/Submit", response_deserializer=continual_pb2.SubmitAnswer.FromString
+        "/dimat.v1.Continual/Submit", response_deserializer=convert.reading(continual_pb2.SubmitAnswer)
     )
     call = stub(timeout=STREAM_S)
     sending: asyncio.Task[None] | None = None
@@ -156,10 +156,10 @@ async def _status(channel: grpc.aio.Channel, patience: Patience) -> LedgerStatus
     stub: Any = channel.unary_unary(
         "/dimat.v1.Continual/Status",
         request_serializer=continual_pb2.StatusRequest.SerializeToString,
-        response_deserializer=continual_pb2.LedgerStatus.FromString,
+        response_deserializer=convert.reading(continual_pb2.LedgerStatus),
     )
     message = await stub(continual_pb2.StatusRequest(), timeout=patience.timeout_s)
-    if message.protocol != PROTOCOL_VERSION:
+    if message is not None and message.protocol != PROTOCOL_VERSION:
         raise UsageError(
             f"{patience.whom} speaks version {message.protocol} of the protocol, this client {PROTOCOL_VERSION}",
             hint="install the same version of dimat on both sides",

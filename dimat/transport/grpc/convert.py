@@ -8,12 +8,12 @@ absent keeps the dataclass's default. So a new field is written twice, here and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from dimat import messages
 from dimat.errors import PayloadError, TransportError
@@ -22,6 +22,7 @@ from dimat.proto.v1 import continual_pb2, coordinator_pb2, peer_pb2, tensors_pb2
 from dimat.transport import continual
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 MESSAGES: Mapping[type[Any], type[Message]] = {
     messages.TensorSpec: tensors_pb2.TensorSpec,
@@ -69,8 +70,10 @@ def from_proto(kind: type[T], message: Any) -> T:
     """The dataclass `kind` that says what `message` says.
 
     Raises:
-        TransportError: an enum value that this version does not know.
+        TransportError: an enum value that this version does not know, or bytes that were no message (see `reading`).
     """
+    if message is None:
+        raise TransportError(f"what came is no {kind.__name__} of this version of dimat")
     values: dict[str, Any] = {}
     for field in _plan(message.DESCRIPTOR.full_name):
         if field.has_presence and not message.HasField(field.name):
@@ -91,6 +94,21 @@ def from_proto(kind: type[T], message: Any) -> T:
         else:
             values[field.name] = held
     return kind(**values)
+
+
+def reading(kind: type[M]) -> Callable[[bytes], M | None]:
+    """Reads the answers of a call; bytes that are no message become None, which `from_proto` refuses.
+
+    gRPC itself would do the same, and write a traceback to the log for each.
+    """
+
+    def read(data: bytes) -> M | None:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return None
+
+    return read
 
 
 def announcement(payload: Payload) -> peer_pb2.Announcement:

@@ -39,7 +39,7 @@ class CoordinatorClient:
         stub: Any = channel.unary_unary(
             f"/dimat.v1.Coordinator/{method}",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=getattr(coordinator_pb2, reply.name).FromString,
+            response_deserializer=convert.reading(getattr(coordinator_pb2, reply.name)),
         )
 
         async def call() -> Any:
@@ -60,7 +60,7 @@ class CoordinatorClient:
         stub: Any = channel.unary_stream(
             "/dimat.v1.Coordinator/Watch",
             request_serializer=coordinator_pb2.WatchRequest.SerializeToString,
-            response_deserializer=coordinator_pb2.View.FromString,
+            response_deserializer=convert.reading(coordinator_pb2.View),
         )
 
         async def dial() -> Any:
