@@ -1,8 +1,9 @@
-"""Small runs in this process with a fault plan, and what they left behind."""
+"""Small runs in this process with a fault plan, and what they left behind; lets tests import the relay by name."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from dimat.coordinator import Event, Outcome, Store
 from dimat.messages import Report, RoundSummary
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 NUM_AGENTS, NUM_ROUNDS = 4, 5
 SETTINGS = [
