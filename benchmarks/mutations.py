@@ -142,12 +142,12 @@ def _extreme(rng: random.Random, field: Any) -> Any:
     return rng.choice(STRINGS[:-1] if field.name in ("key", "value") else STRINGS) + str(rng.randrange(3))
 
 
-def wrong(rng: random.Random, message: Message) -> bytes:
-    """`message` as it should not be: twisted, or its bytes mutated, or both."""
+def wrong(rng: random.Random, message: Message, most_bytes: int = 2 * MAX_BYTES) -> bytes:
+    """`message` as it should not be: twisted, or its bytes mutated, or both; at most `most_bytes` of it."""
     way = rng.random()
     if way < 0.55:
-        return twist(rng, message)
-    return mutate(rng, twist(rng, message) if way < 0.65 else bytes(message.SerializeToString()))
+        return twist(rng, message)[:most_bytes]
+    return mutate(rng, twist(rng, message) if way < 0.65 else bytes(message.SerializeToString()))[:most_bytes]
 
 
 def varint(number: int) -> bytes:
