@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dimat.errors import ConfigError
+from dimat.faults.plan import Fault, check_faults
 from dimat.plugins import closest
 
 MISSPELT = 0.7
@@ -218,7 +219,8 @@ class RunConfig(Part):
     launch: Reserved = Reserved()
     membership: MembershipConfig = MembershipConfig()
     security: SecurityConfig = SecurityConfig()
-    faults: Annotated[list[dict[str, Any]], Field(max_length=0)] = []
+    faults: list[Fault] = []
+    """What shall go wrong, on purpose: see `dimat.faults.plan`."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -242,6 +244,7 @@ class RunConfig(Part):
                 "merge.final 'complete' brings all agents to one point at the same moment, and there is no such moment "
                 "with exchange.mode 'async': take 'sync', or merge the last checkpoints with `dimat merge`"
             )
+        check_faults(self.faults, self.agents, self.rounds)
         return self
 
     @property
@@ -391,7 +394,10 @@ def _misspelt(key: str, known: Iterable[str]) -> bool:
 def _keys_at(path: Sequence[str]) -> list[str]:
     part: type[BaseModel] = RunConfig
     for name in path:
+        if name.isdigit():
+            continue  # a place in a list: the keys are those of its items
         annotation = part.model_fields[name].annotation if name in part.model_fields else None
+        annotation = next((inner for inner in get_args(annotation) if isinstance(inner, type)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         part = annotation

@@ -8,6 +8,7 @@ import pytest
 LIGHT = [
     "dimat",
     "dimat.config",
+    "dimat.faults",
     "dimat.messages",
     "dimat.topology",
     "dimat.topology.topology",

@@ -22,8 +22,10 @@ from dimat.agent.steps import drive
 from dimat.agent.waiting import wait_on_network
 from dimat.config import RunConfig
 from dimat.errors import DimatError, Interrupted, SchemaError
+from dimat.faults import phase_hook, planned
 from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
+from dimat.transport.base import Transport
 from dimat.transport.grpc import GrpcControl, GrpcTransport, Limits
 from dimat.transport.security import Credentials
 
@@ -67,8 +69,8 @@ def run_agent(
     """
     session = secrets.token_hex(8)
 
-    def make_transport(schema: Schema) -> GrpcTransport:
-        return GrpcTransport(
+    def make_transport(schema: Schema) -> Transport:
+        door = GrpcTransport(
             agent_id,
             session,
             schema,
@@ -79,8 +81,10 @@ def run_agent(
             may_read=lambda peer: may_read(agent, peer),  # nobody asks before the transport is started
             limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents),
         )
+        return planned(door, agent_id, config.faults)
 
     agent = build_agent(config, agent_id, folder, session, make_transport)
+    agent.status.on_phase = phase_hook(config.faults, agent_id, folder)
     stop = _listen_to_signals(agent)
     # gRPC's threads start here, after everything that forks.
     address = agent.transport.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,8 @@ class Status:
     phase: str = "starting"
     waiting: str = ""
     stop_asked: bool = False
+    on_phase: Callable[[int, str], None] | None = None
+    """Told the round and the phase that is entered: where a fault plan takes hold. None without one."""
 
     def wait_for(self, round: int, pending: Mapping[int, str], since: float) -> None:
         """Say whom the agent waits for, for how long and what is known of each."""
@@ -40,6 +42,8 @@ class PhaseClock:
         self.status.phase = phase
         start = time.perf_counter()
         try:
+            if self.status.on_phase is not None:
+                self.status.on_phase(self.status.round, phase)
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -28,6 +28,9 @@ from dimat.messages import Change, Directive, Drain, Heartbeat, Join, Report, Vi
 NUMBERS_RESERVED = 1000
 """View numbers claimed on disk at a time: a restarted coordinator goes on above all that the last one can have used."""
 
+MAX_SKETCH_BYTES = 1 << 16
+"""Four times what agents send: reports wait in memory until their round is complete."""
+
 CHATTER_S = 0.5
 """What agents are doing right now changes with every heartbeat; onlookers hear of it at most this often."""
 
@@ -100,8 +103,12 @@ class Coordinator:
                     f"agent {report.agent} reported round {report.round}; this run has agents 0 to {size - 1} "
                     f"and rounds 1 to {rounds}"
                 )
-            if len(report.sketch_before) % 4 or len(report.sketch_after) % 4:
-                raise UsageError(f"agent {report.agent} sent a sketch that is not a row of float32 numbers")
+            sketches = (report.sketch_before, report.sketch_after)
+            if any(len(sketch) % 4 or len(sketch) > MAX_SKETCH_BYTES for sketch in sketches):
+                most = MAX_SKETCH_BYTES // 4
+                raise UsageError(
+                    f"agent {report.agent} sent a sketch that is not a row of at most {most} float32 numbers"
+                )
             if not self._is_seated(report.agent, report.session):
                 return Directive(reason=f"agent {report.agent} has not joined as this process; its report was not kept")
             self._step(partial(on_report, report=report, options=self.options), report)
@@ -151,6 +158,11 @@ class Coordinator:
         with self._changed:
             self._show()
             return view_of(self._clock(), self._number, self._run)
+
+    @property
+    def newest_round(self) -> int:
+        """The newest round that anybody has reported."""
+        return self._run.newest
 
     @property
     def finished(self) -> bool:

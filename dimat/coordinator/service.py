@@ -19,6 +19,7 @@ from dimat.coordinator.core import Coordinator
 from dimat.coordinator.signals import Signals
 from dimat.coordinator.store import Store
 from dimat.errors import ConfigError, Interrupted, UsageError
+from dimat.faults import coordinator_hook
 from dimat.transport.grpc.admission import Limits
 from dimat.transport.grpc.coordinator_server import CoordinatorServer, serve_coordinator
 from dimat.transport.security import Credentials
@@ -80,7 +81,7 @@ def run_coordinator(
             coordinator.remember("address", address)
             if on_address is not None:
                 on_address(address)
-            return _serve(coordinator, signals, grace_s, parent)
+            return _serve(coordinator, signals, grace_s, parent, coordinator_hook(config.faults, run_folder))
         finally:
             server.close()
 
@@ -119,7 +120,13 @@ def _listen(
     return serve(port)
 
 
-def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: int | None) -> Outcome:
+def _serve(
+    coordinator: Coordinator,
+    signals: Signals,
+    grace_s: float,
+    parent: int | None,
+    on_round: Callable[[int], None] | None = None,
+) -> Outcome:
     """Tick until the run has been over for `grace_s` seconds."""
     heard = 0
     over_s: float | None = None
@@ -139,6 +146,8 @@ def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: i
             log.warning("%s: naming a last round; once more ends the coordinator now", signals.names[-1])
             coordinator.request_stop(f"the user stopped the run ({signals.names[-1]})")
         coordinator.tick()
+        if on_round is not None:
+            on_round(coordinator.newest_round)
         if not coordinator.finished:
             over_s = None  # an agent that was thought to be lost is back
         elif over_s is None:

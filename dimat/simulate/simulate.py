@@ -9,7 +9,8 @@ round, and the order of turns stands for the clock: the same bits each time, tho
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
-from dimat.coordinator import Coordinator, Store
 from dimat.coordinator.signals import Signals
 from dimat.errors import Interrupted
-from dimat.messages import Directive, Heartbeat, View
+from dimat.faults import FaultyTransport, Killed, phase_hook, planned
+from dimat.messages import Directive, Heartbeat, Schema, View
+from dimat.simulate.faults import Desk, Holdable, Stall, stalls
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
 
@@ -32,30 +34,41 @@ class Running:
     """One agent between two waits."""
 
     agent: Agent
-    transport: MemoryTransport
+    transport: MemoryTransport | FaultyTransport
     randomness: Randomness
-    steps: Steps[Directive] | None = None
-    wait: Wait | None = None
+    steps: Steps[Directive] | Holdable | None = None
+    wait: Wait | Stall | None = None
     """None: it has not begun."""
     since: int = 0
     """When it began to wait, in steps of the whole simulation."""
     done: bool = False
+    error: str = ""
+    """Why it ended, when not in order."""
 
     def can_go_on(self) -> bool:
         """Whether what it waits for is there."""
-        return not self.done and (self.wait is None or self.transport.settled(self.wait) >= set(self.wait.peers))
+        return not self.done and not isinstance(self.wait, Stall) and not self.missing()
+
+    def missing(self) -> frozenset[int]:
+        """The agents that it waits for; empty while a stall holds it."""
+        if not isinstance(self.wait, Wait):
+            return frozenset()
+        return frozenset(self.wait.peers) - self.transport.settled(self.wait)
 
     def step(self, now: int) -> None:
         """Go on to the next wait, or to the end, on the agent's own random streams."""
         assert self.steps is not None
         restore(self.randomness, self.agent.loader)
         try:
-            answer = None if self.wait is None else self.transport.ready(self.wait)
+            answer = self.transport.ready(self.wait) if isinstance(self.wait, Wait) else None
             # The first value sent into a generator has to be None.
             self.wait = self.steps.send(answer)  # type: ignore[arg-type]
             self.since = now
         except StopIteration:
             self.done = True
+        except Killed:
+            self.done, self.error = True, f"killed in round {self.agent.status.round}, as the fault plan says"
+            self.transport.close()
         self.randomness = capture(self.agent.loader)
 
 
@@ -79,43 +92,75 @@ def simulate(
         Interrupted: by a second interrupt; the first one ends the run after a round that all agents reach.
     """
     topology = build_topology(config)
-    with Store.open(folder) as store, Signals().listen() as signals:
-        # Time stands still for membership: nobody is late in a simulation.
-        coordinator = Coordinator(config, topology.diameter, store, clock=lambda: 0.0)
-        control = MemoryControl(coordinator)
+    with Desk(config, topology.diameter, folder) as desk, Signals().listen() as signals, ExitStack() as ends:
+        control = MemoryControl(desk)
         hub = MemoryHub()
         running = [_make(config, number, folder, hub) for number in range(config.agents)]
         for one in running:
-            view = coordinator.join(introduction(one.agent, one.transport.start()))
+            view = desk.join(introduction(one.agent, one.transport.start()))
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
             one.steps = run_rounds(one.agent, view, control)
+            if config.faults:
+                ends.callback(_plan_faults(one))
         seen, num_steps, num_turns, asked = -1, 0, 0, False
         while any(not one.done for one in running):
             if len(signals.names) > 1:
                 raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
             if signals.names and not asked:
-                coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
+                desk.coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
                 asked = True
             num_turns += 1
             for one in in_turn(runnable(running), num_turns, pace or {}):
                 num_steps += 1
                 one.step(num_steps)
-            view = coordinator.changed(after=-1, timeout_s=0.0)
+                if one.error:
+                    control.heartbeat(_goodbye(one))
+            view = desk.changed(after=-1, timeout_s=0.0)
             if on_view is not None and view.number != seen:
                 on_view(view)
                 seen = view.number
         for one in running:
-            control.heartbeat(
-                Heartbeat(one.agent.id, one.agent.session, one.agent.status.round, phase="done", done=True)
-            )
+            control.heartbeat(_goodbye(one))
             one.transport.close()
 
 
 def runnable(running: list[Running]) -> list[Running]:
     """The agents to step now, by id: those that have what they wait for; else the one that has waited longest."""
     ready = [one for one in running if one.can_go_on()]
-    return ready or [min((one for one in running if not one.done), key=lambda one: one.since)]
+    if ready:
+        return ready
+    left = [one for one in running if not one.done]
+    waiting = [one for one in left if isinstance(one.wait, Wait)]
+    for one in left:
+        if isinstance(one.wait, Stall):
+            missed = [other.wait.round for other in waiting if one.agent.id in other.missing()]  # type: ignore[union-attr]
+            if one.wait.is_over(missed):
+                return [one]
+    return [min(waiting, key=lambda one: one.since)]
+
+
+def _goodbye(one: Running) -> Heartbeat:
+    phase = "failed" if one.error else "done"
+    return Heartbeat(
+        one.agent.id, one.agent.session, one.agent.status.round, phase=phase, done=True, error=one.error
+    )  # fmt: skip
+
+
+def _plan_faults(one: Running) -> Callable[[], None]:
+    """Let the run's fault plan take hold of an agent; returns what ends it when the simulation does."""
+    config, agent = one.agent.config, one.agent
+
+    def kill() -> None:
+        raise Killed
+
+    assert isinstance(one.steps, Generator)
+    held = Holdable(one.steps)
+    stall = stalls(held.hold, config.exchange.timeout_s)
+    agent.status.on_phase = phase_hook(config.faults, agent.id, agent.folder, kill=kill, stall=stall)
+    if agent.status.on_phase is not None:
+        one.steps = held
+    return held.close
 
 
 def in_turn(ready: list[Running], turn: int, pace: Mapping[int, int]) -> list[Running]:
@@ -125,6 +170,10 @@ def in_turn(ready: list[Running], turn: int, pace: Mapping[int, int]) -> list[Ru
 
 def _make(config: RunConfig, number: int, folder: Path, hub: MemoryHub) -> Running:
     session = secrets.token_hex(8)
-    agent = build_agent(config, number, folder, session, lambda schema: MemoryTransport(number, session, schema, hub))
-    assert isinstance(agent.transport, MemoryTransport)
+
+    def make_transport(schema: Schema) -> MemoryTransport | FaultyTransport:
+        return planned(MemoryTransport(number, session, schema, hub), number, config.faults)
+
+    agent = build_agent(config, number, folder, session, make_transport)
+    assert isinstance(agent.transport, MemoryTransport | FaultyTransport)
     return Running(agent=agent, transport=agent.transport, randomness=agent.start)

@@ -123,6 +123,11 @@ class MemoryTransport:
         deadline = time.monotonic() + timeout_s
         return {fetch.peer: self._fetch(fetch, deadline) for fetch in fetches}
 
+    @property
+    def store(self) -> SnapshotStore:
+        """What readers are served from."""
+        return self._store
+
     def readers(self, kind: str, round_: int) -> frozenset[int]:
         """Who has acknowledged reading a round that is still held."""
         return self._store.readers(kind, round_)

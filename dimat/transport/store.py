@@ -77,15 +77,16 @@ class SnapshotStore:
         """Take acknowledgements from these agents alone: others could fill the memory, or speak for them."""
         self._known = frozenset(readers)
 
-    def publish(self, payload: Payload) -> None:
+    def publish(self, payload: Payload, *, serve: Payload | None = None) -> None:
         """Put a payload where readers find it; the oldest round of its kind goes when there are more than `HISTORY`.
 
-        Publishing a round again replaces it, and whoever had read it has not read the new one.
+        Publishing a round again replaces it, and whoever had read it has not read the new one. With `serve` readers
+        are given that in its place: how a fault plan has an agent serve what is wrong.
         """
         kind, round_ = payload.header.kind, payload.header.round
         with self._lock:
             rounds = self._payloads.setdefault(kind, {})
-            rounds[round_] = payload
+            rounds[round_] = payload if serve is None else serve
             self._readers[kind, round_] = set()
             for gone in sorted(rounds)[:-HISTORY]:
                 del rounds[gone]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dimat.errors import PayloadError, PeerUnavailable, RoundGone, TransportError
+from dimat.faults import FaultyTransport
 from dimat.messages import Header, Payload, Schema, Tensor, digest
 from dimat.snapshot.encode import DTYPES, decode, encode, schema_of
 from dimat.transport.base import CLOSED, Buffer, Fetch, Transport, Wait
@@ -21,7 +22,7 @@ Make = Callable[..., list[Transport]]
 State = Mapping[str, torch.Tensor]
 
 
-@pytest.fixture(params=["memory", "grpc", "grpc-1KiB"])
+@pytest.fixture(params=["memory", "grpc", "grpc-1KiB", "faulty-memory", "faulty-grpc"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes started transports, one per schema, that know each other; closes them in the end."""
     made: list[Transport] = []
@@ -29,11 +30,14 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
 
     def make(*schemas: Schema) -> list[Transport]:
         for agent, schema in enumerate(schemas):
-            if request.param == "memory":
-                made.append(MemoryTransport(agent, f"session-{agent}", schema, hub))
+            door: Transport
+            if request.param.endswith("memory"):
+                door = MemoryTransport(agent, f"session-{agent}", schema, hub)
             else:
                 frame_bytes = 1 << 10 if request.param == "grpc-1KiB" else 1 << 20
-                made.append(GrpcTransport(agent, f"session-{agent}", schema, frame_bytes=frame_bytes))
+                door = GrpcTransport(agent, f"session-{agent}", schema, frame_bytes=frame_bytes)
+            # A fault plan that has nothing to say yet changes nothing.
+            made.append(FaultyTransport(door, agent, ()) if request.param.startswith("faulty") else door)
         addresses = dict(enumerate([transport.start() for transport in made]))
         for agent, transport in enumerate(made):
             transport.connect({peer: address for peer, address in addresses.items() if peer != agent})

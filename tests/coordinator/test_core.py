@@ -233,8 +233,9 @@ def test_nonsense_is_refused(stage) -> None:
             UsageError, match=rf"agent {agent} reported round {round}; .* agents 0 to 2 and rounds 1 to 10"
         ):
             run.coordinator.report(Report(agent, "a", round, {}))
-    with pytest.raises(UsageError, match="not a row of float32"):
-        run.report(0, 1, sketch_after=b"123")
+    for sketch in (b"123", bytes(1 << 20)):
+        with pytest.raises(UsageError, match="not a row of at most 16384 float32"):
+            run.report(0, 1, sketch_after=sketch)
     assert run.store.reports() == []
 
 

@@ -22,10 +22,13 @@ ROOT = Path(__file__).parents[2]
         ("continual_kill.py", "holds   every state has the same bits"),
         ("churn.py", "holds  those who are there are a ring"),
         ("first_merge.py", "holds  first merge, iid"),
+        ("fuzz_wire.py", "holds  run: nothing died"),
         ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),
         ("staleness.py", "used again"),
         ("straggler.py", "one agent 10 times slower"),
+        ("partition.py", "holds  at the undisturbed level within 5 rounds after healing"),
+        ("soak.py", "KB a round"),
         ("weight_matching.py", "beyond identity"),
     ],
 )

@@ -22,7 +22,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dimat.errors import NoCoordinator, NotTrusted, TransportError, UsageError
-from dimat.messages import Directive, Header, Heartbeat, Join, Payload, Report, Tensor, TensorSpec, View, digest
+from dimat.messages import Directive, Drain, Header, Heartbeat, Join, Payload, Report, Tensor, TensorSpec, View, digest
 from dimat.proto.v1 import peer_pb2
 from dimat.transport.base import Buffer, Fetch, Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport, await_coordinator, serve_coordinator, watch
@@ -311,6 +311,10 @@ class Handler:
     def report(self, report: Report) -> Directive:
         self.reached.append(f"report {report.agent}")
         return Directive()
+
+    def drain(self, drain: Drain) -> Directive:
+        self.reached.append(f"drain {drain.agent}")
+        return Directive(9, "asked to leave")
 
     def changed(self, after: int, timeout_s: float) -> View:
         return View(1, "done")

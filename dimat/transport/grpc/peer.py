@@ -182,6 +182,11 @@ class GrpcTransport:
         """Fetch from all peers at the same time and acknowledge what arrived whole; a failure is a value."""
         return self._running().run(self._gather(fetches, time.monotonic() + timeout_s))
 
+    @property
+    def store(self) -> SnapshotStore:
+        """What readers are served from."""
+        return self._store
+
     def readers(self, kind: str, round_: int) -> frozenset[int]:
         """Who has acknowledged reading a round that is still held."""
         return self._store.readers(kind, round_)
