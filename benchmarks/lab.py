@@ -4,9 +4,10 @@
     python benchmarks/lab.py --smoke    6 rounds, 50 ms, 1 % loss, cut for 4 s
 
 The hosts are network namespaces of this machine, built by launch/lab.sh (needs root): a run folder each, two agents
-each, ring of four, lines of 100 Mbit/s. 50 ms is the way of every packet in one direction; lost ones are lost in each. The line is cut
-once every agent has reported round 3. Checked in every case: torchrun ends with 0 on both hosts, no worker was started
-twice, every agent reported every round. The numbers go to benchmarks/results/lab.json; exit code 1 when a check fails.
+each, ring of four, lines of 100 Mbit/s. 50 ms is the way of every packet in one direction; packets are lost in each.
+The line is cut once every agent has reported round 3. Checked in every case: torchrun ends with 0 on both hosts, no
+worker was started twice, every agent reported every round. The numbers go to benchmarks/results/lab.json; exit code 1
+when a check fails.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=25)
     arguments = parser.parse_args()
     rounds = 6 if arguments.smoke else arguments.rounds
-    if subprocess.run([str(LAB), "check"], env={**os.environ, "PYTHON": sys.executable}, stdout=sys.stderr).returncode:
+    if subprocess.run([str(LAB), "check"], stdout=sys.stderr, check=False).returncode:
         return 2
 
     results, holds = {}, True

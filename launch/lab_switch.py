@@ -6,9 +6,9 @@ retransmitted, windows shrink and timers back off as they do on a long line; a r
 
     python launch/lab_switch.py --ports p0 p1 --delay-ms 50 --loss-percent 1 --control /tmp/switch.socket
 
-It prints `ready` when the ports are there; they go when it ends (SIGTERM). A datagram to the control socket is an order:
-`cut` drops every frame from now on, `cut 0` those of port 0 alone, `heal` ends both, `counts PATH` writes what passed as
-JSON. What is lost is drawn from `--seed`. `launch/lab.sh` builds the hosts around it.
+It prints `ready` when the ports are there; they go when it ends (SIGTERM). A datagram to the control socket is an
+order: `cut` drops every frame from now on, `cut 0` those of port 0 alone, `heal` ends both, `counts PATH` writes what
+passed as JSON. What is lost is drawn from `--seed`. `launch/lab.sh` builds the hosts around it.
 """
 
 from __future__ import annotations

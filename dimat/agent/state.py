@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology, with_newcomers, without_agents
 from dimat.transport.base import Buffer, Fetch, Transport
+
+if TYPE_CHECKING:
+    from dimat.agent.ranks import Ranks
 
 MAX_REPAIRED = 8
 """Repaired topologies that are kept: an agent meets two or three at a time."""
@@ -70,6 +73,8 @@ class Agent:
     """The topology by who is away, made when first needed."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
+    ranks: Ranks | None = None
+    """The processes that train with this one, where the agent owns several."""
 
     @property
     def checkpoints(self) -> Path:
@@ -158,9 +163,9 @@ class Agent:
         """Rounds that this agent can continue from; 0 is the untrained start."""
         return (0, *rounds_held(self.checkpoints))
 
-    def save(self, round: int) -> None:
-        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more."""
-        checkpoint = Checkpoint(
+    def after(self, round: int) -> Checkpoint:
+        """The agent as it is now, with `round` done, as a value."""
+        return Checkpoint(
             round=round,
             model=dict(self.model.state_dict()),
             optimizer=self.optimizer.state_dict(),
@@ -168,7 +173,10 @@ class Agent:
             basis_settled=self.basis_settled,
             base=None if self.merges(round) else self.base,  # after a merge it is the model itself
         )
-        save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter * self.config.merge.every + 2)
+
+    def save(self, round: int) -> None:
+        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more."""
+        save_checkpoint(self.checkpoints, self.after(round), keep=self.topology.diameter * self.config.merge.every + 2)
 
     def resume(self, round: int) -> None:
         """Become the agent that it was after `round`; 0 is the start of the run.
@@ -179,7 +187,10 @@ class Agent:
         if round == 0:
             restore(self.start, self.loader)
             return
-        checkpoint = load_checkpoint(self.checkpoints, round)
+        self.become(load_checkpoint(self.checkpoints, round))
+
+    def become(self, checkpoint: Checkpoint) -> None:
+        """Take over everything that `checkpoint` holds: weights, optimiser, base, random streams."""
         load_into(self.model, checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled

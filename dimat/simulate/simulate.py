@@ -20,7 +20,7 @@ from dimat.agent.steps import Steps
 from dimat.config import RunConfig
 from dimat.coordinator import Coordinator, Store
 from dimat.coordinator.signals import Signals
-from dimat.errors import Interrupted
+from dimat.errors import ConfigError, Interrupted
 from dimat.messages import Directive, Heartbeat, View
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
@@ -67,9 +67,16 @@ def simulate(config: RunConfig, folder: Path, on_view: Callable[[View], None] | 
         on_view: told the coordinator's picture whenever it changes.
 
     Raises:
+        ConfigError: agents are to own several ranks.
         DimatError: as the agents of a networked run would.
         Interrupted: by a second interrupt; the first one ends the run after a round that all agents reach.
     """
+    if config.launch.ranks_per_agent > 1:
+        raise ConfigError(
+            f"launch.ranks_per_agent is {config.launch.ranks_per_agent}: a simulation is one process, and what several "
+            "ranks compute differs from it in the last bits",
+            hint="-s launch.ranks_per_agent=1",
+        )
     topology = build_topology(config)
     with Store.open(folder) as store, Signals().listen() as signals:
         # Time stands still for membership: nobody is late in a simulation.
