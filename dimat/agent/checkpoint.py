@@ -86,11 +86,21 @@ def unpack(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Checkpoi
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write `checkpoint` into `folder` and delete all but the newest `keep`."""
+    """Write `checkpoint` into `folder` and delete all but the newest `keep`.
+
+    Raises:
+        OSError: the disk refused. Nothing of this checkpoint is left, and those before it are all there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors, record = pack(checkpoint)
-    write_atomically(folder / f"{checkpoint.round}.safetensors", tensors)
-    write_atomically(folder / f"{checkpoint.round}.json", record)
+    try:
+        write_atomically(folder / f"{checkpoint.round}.safetensors", tensors)
+        write_atomically(folder / f"{checkpoint.round}.json", record)
+    except OSError:
+        # Half a checkpoint is no use to anybody, and takes the room that the next one needs.
+        if not (folder / f"{checkpoint.round}.json").is_file():
+            (folder / f"{checkpoint.round}.safetensors").unlink(missing_ok=True)
+        raise
     _delete(folder, rounds_held(folder)[:-keep])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from dimat.agent.round import run_round
@@ -12,6 +15,8 @@ from dimat.errors import SchemaError
 from dimat.messages import Directive, Join, Schema, View
 from dimat.telemetry.metrics import append_metrics, drop_rounds_after
 from dimat.transport.base import HISTORY, Control, Wait
+
+log = logging.getLogger(__name__)
 
 
 def introduction(agent: Agent, address: str) -> Join:
@@ -63,10 +68,11 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
             yield from _readers_have(agent, number - HISTORY)
         report, clock = (yield from run_round(agent, number)), PhaseClock(agent.status)
         # The checkpoint first: what the coordinator knows of can be continued from.
-        with clock("checkpoint"):
+        with _without_disk(agent, number, "checkpoint"), clock("checkpoint"):
             agent.save(number)
         report = replace(report, seconds={**report.seconds, **clock.seconds})
-        append_metrics(metrics, report)
+        with _without_disk(agent, number, "metrics"):
+            append_metrics(metrics, report)
         directive, last = control.report(report), number
         agent.hear(directive)
         if directive.stop_after is not None and number >= directive.stop_after:
@@ -74,6 +80,15 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     for number in (last - 1, last):
         yield from _readers_have(agent, number)
     return directive
+
+
+@contextmanager
+def _without_disk(agent: Agent, number: int, what: str) -> Iterator[None]:
+    """A disk that refuses a write costs what was to be written, not the agent: older checkpoints are still there."""
+    try:
+        yield
+    except OSError as error:
+        log.error("agent %d: the %s of round %d could not be written: %s", agent.id, what, number, error)
 
 
 def _readers_have(agent: Agent, number: int) -> Steps[None]:

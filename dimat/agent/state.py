@@ -19,6 +19,7 @@ from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.status import Status
 from dimat.align import PermutationSpec
 from dimat.config import RunConfig
+from dimat.errors import DimatError
 from dimat.merge import Fold
 from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
@@ -175,8 +176,24 @@ class Agent:
         )
 
     def save(self, round: int) -> None:
-        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more."""
-        save_checkpoint(self.checkpoints, self.after(round), keep=self.topology.diameter * self.config.merge.every + 2)
+        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more.
+
+        Raises:
+            OSError: the disk refused; older checkpoints are there, and there is a point in going on.
+            DimatError: it has refused for so long that in the next round the others would delete the last checkpoint
+                which this agent still shares with them: a run that is continued would begin anew.
+        """
+        keep = self.topology.diameter * self.config.merge.every + 2
+        try:
+            save_checkpoint(self.checkpoints, self.after(round), keep=keep)
+        except OSError as error:
+            newest = self.rounds_held()[-1]
+            if round - newest < keep - 1:
+                raise
+            raise DimatError(
+                f"agent {self.id}: no checkpoint since round {newest} could be written, now in round {round}: {error}",
+                hint="make room, then continue with the same command; it goes on from the newest round that all hold",
+            ) from error
 
     def resume(self, round: int) -> None:
         """Become the agent that it was after `round`; 0 is the start of the run.

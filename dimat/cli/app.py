@@ -187,6 +187,9 @@ def coordinator(
     parent: Annotated[
         Optional[int], typer.Option(metavar="PID", help="End when this parent process has ended.")
     ] = None,
+    owner: Annotated[
+        Optional[int], typer.Option(metavar="PID", help="Stop the run in order when this parent process has ended.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
@@ -202,7 +205,7 @@ def coordinator(
     from dimat.cli.coordinator import coordinator_command
 
     code = coordinator_command(
-        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent
+        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent, owner
     )
     raise typer.Exit(code)
 

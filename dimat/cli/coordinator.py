@@ -23,6 +23,7 @@ def coordinator_command(
     format: str = "text",
     advertise: str | None = None,
     parent: int | None = None,
+    owner: int | None = None,
 ) -> int:
     """Serve until the run is over; returns the exit code that its outcome asks for.
 
@@ -55,6 +56,7 @@ def coordinator_command(
             insecure=insecure,
             on_address=tell,
             parent=parent,
+            owner=owner,
         )
     ended = {"kind": outcome.kind, "reason": outcome.reason, "round": outcome.round, "exit_code": outcome.exit_code}
     if format == "text":

@@ -40,6 +40,7 @@ def run_coordinator(
     grace_s: float = GRACE_S,
     on_address: Callable[[str], None] | None = None,
     parent: int | None = None,
+    owner: int | None = None,
 ) -> Outcome:
     """Be the coordinator of one run until everybody has left.
 
@@ -57,6 +58,7 @@ def run_coordinator(
         grace_s: seconds between the end of the run and the end of the service.
         on_address: told where it listens, once it does.
         parent: a process without which this one has no purpose; when it has ended, so does this one.
+        owner: the parent process that started the whole run; when it has ended, the run stops in order.
 
     Returns:
         How the run ended; `exit_code` is what a command should end with.
@@ -73,7 +75,7 @@ def run_coordinator(
             coordinator.remember("address", address)
             if on_address is not None:
                 on_address(address)
-            return _serve(coordinator, signals, grace_s, parent)
+            return _serve(coordinator, signals, grace_s, parent, owner)
         finally:
             server.close()
 
@@ -112,9 +114,11 @@ def _listen(
     return serve(port)
 
 
-def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: int | None) -> Outcome:
+def _serve(
+    coordinator: Coordinator, signals: Signals, grace_s: float, parent: int | None, owner: int | None
+) -> Outcome:
     """Tick until the run has been over for `grace_s` seconds."""
-    heard = 0
+    heard, orphaned = 0, False
     over_s: float | None = None
     while over_s is None or time.monotonic() - over_s < grace_s:
         signals.arrived.wait(TICK_S)
@@ -122,6 +126,12 @@ def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: i
         if parent is not None and os.getppid() != parent and not coordinator.finished:
             # Nothing is written: whoever takes the run up again finds it as it was.
             raise Interrupted(f"the process that started the coordinator ({parent}) has ended")
+        if owner is not None and os.getppid() != owner:
+            log.warning("the command that started the run (%d) has ended: naming a last round", owner)
+            coordinator.request_stop(f"the command that started the run ({owner}) has ended")
+            owner, orphaned = None, True
+        if orphaned and not coordinator.finished and not _anybody(coordinator):
+            raise Interrupted("the command that started the run has ended, and so have its agents")
         if len(signals.names) > 1:
             raise Interrupted(
                 f"the coordinator was stopped by {signals.names[-1]} before all agents had left",
@@ -139,3 +149,8 @@ def _serve(coordinator: Coordinator, signals: Signals, grace_s: float, parent: i
     outcome = coordinator.outcome
     assert outcome is not None
     return outcome
+
+
+def _anybody(coordinator: Coordinator) -> bool:
+    """Whether there is an agent to wait for."""
+    return any(member.state in ("joined", "running") for member in coordinator.view().members)

@@ -9,9 +9,10 @@ from pathlib import Path
 from dimat.config import RunConfig
 
 
-def coordinator(folder: Path, port: int = 0) -> list[str]:
-    """One coordinator for the run in `folder`."""
-    return [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port)]
+def coordinator(folder: Path, port: int = 0, owner: int | None = None) -> list[str]:
+    """One coordinator for the run in `folder`; with an `owner` it stops the run when that process has ended."""
+    command = [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port)]
+    return command if owner is None else [*command, "--owner", str(owner)]
 
 
 def together(config: RunConfig, folder: Path, coordinator_address: str) -> list[str]:
