@@ -195,6 +195,16 @@ class SecurityConfig(Part):
     """Calls of one peer that may be under way at the same moment."""
 
 
+class LaunchConfig(Part):
+    """How agents become processes."""
+
+    ranks_per_agent: Annotated[int, Field(ge=1)] = 1
+    """Processes of each agent that train together (DistributedDataParallel); the first of them speaks to other agents.
+    Every batch is dealt to them, so that the batch size and the order of samples stay what they are with one."""
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """With all agents under one torchrun: how often a crash starts all of them again, from their checkpoints."""
+
+
 class Reserved(Part):
     """Keys kept for later: nothing may stand here yet."""
 
@@ -216,7 +226,7 @@ class RunConfig(Part):
     merge: MergeConfig = MergeConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     stop: StopConfig = StopConfig()
-    launch: Reserved = Reserved()
+    launch: LaunchConfig = LaunchConfig()
     membership: MembershipConfig = MembershipConfig()
     security: SecurityConfig = SecurityConfig()
     faults: list[Fault] = []
@@ -234,6 +244,11 @@ class RunConfig(Part):
             raise ValueError("membership.max_agents has no meaning without membership.elastic: true")
         if most is not None and most < self.agents:
             raise ValueError(f"membership.max_agents is {most}, and the run begins with {self.agents} agents")
+        if self.train.batch_size < self.launch.ranks_per_agent:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}: a batch cannot be dealt to launch.ranks_per_agent = "
+                f"{self.launch.ranks_per_agent} processes"
+            )
         if self.merge.final == "complete" and (self.stop.target_accuracy or self.stop.patience):
             raise ValueError(
                 "merge.final 'complete' merges in the last of all rounds, which stop.target_accuracy and stop.patience "

@@ -15,6 +15,7 @@ shift $(($# < 5 ? $# : 5))
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
 
+# Twelve missed keep-alives of 5 s: a line that is cut for half a minute is not a dead node.
 exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$agents" --shutdown-timeout 90 \
-    --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-dimat}" \
+    --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-dimat}" --rdzv-conf keep_alive_max_attempt=12 \
     -m dimat agent "$config" ${out:+--out "$out"} "$@"

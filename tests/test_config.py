@@ -19,7 +19,9 @@ from dimat.errors import ConfigError
         ("agents=five", ["agents", "integer", "got 'five'"]),
         ("train.lr=-1", ["train.lr", "greater than 0", "got -1"]),
         ("topology=ring", ["topology", "got 'ring'", "graph, mixing"]),
-        ("launch.nodes=2", ["unknown key 'launch.nodes'", "reserved"]),
+        ("launch.max_restart=2", ["unknown key 'launch.max_restart'", "Did you mean 'launch.max_restarts'?"]),
+        ("launch.ranks_per_agent=64", ["train.batch_size is 32", "launch.ranks_per_agent = 64"]),
+        ("security.nodes=2", ["unknown key 'security.nodes'", "reserved"]),
         ("task.partition.scheme=column", ["partition.column"]),
         ("name=a/b", ["name"]),
         ("stop.target_accuracy=95", ["stop.target_accuracy", "less than or equal to 1", "got 95"]),
@@ -99,7 +101,7 @@ def test_the_documented_config_is_the_default() -> None:
                 optimizer_state: keep, final: none}
         exchange: {mode: sync, timeout_s: 60, encoding: float32}
         stop: {target_accuracy: null, patience: null}
-        launch: {}
+        launch: {ranks_per_agent: 1, max_restarts: 0}
         membership: {}
         security: {}
         faults: []

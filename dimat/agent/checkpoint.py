@@ -39,9 +39,8 @@ class Checkpoint:
     """What the next merge takes for the models' ancestor; None where that is `model`, or the method has none."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write `checkpoint` into `folder` and delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def pack(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+    """The two files of a checkpoint as bytes: tensors as safetensors, the rest as JSON."""
     # Clones: tied parameters share memory, which the format refuses.
     tensors = {f"model.{name}": tensor.clone().contiguous() for name, tensor in checkpoint.model.items()}
     tensors |= {f"base.{name}": tensor.clone().contiguous() for name, tensor in (checkpoint.base or {}).items()}
@@ -59,8 +58,49 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         "optimizer": {"numbers": numbers, "param_groups": checkpoint.optimizer["param_groups"]},
         "randomness": checkpoint.randomness.to_json(),
     }
-    write_atomically(folder / f"{checkpoint.round}.safetensors", save(tensors))
-    write_atomically(folder / f"{checkpoint.round}.json", json.dumps(record).encode())
+    return save(tensors), json.dumps(record).encode()
+
+
+def unpack(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Checkpoint:
+    """The checkpoint whose files hold `tensors` and `record`."""
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["numbers"].items()}
+    model: dict[str, torch.Tensor] = {}
+    base: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, rest = name.partition(".")
+        if owner == "model":
+            model[rest] = tensor
+        elif owner == "base":
+            base[rest] = tensor
+        else:
+            index, _, key = rest.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+    return Checkpoint(
+        round=record["round"],
+        model=model,
+        optimizer={"state": state, "param_groups": record["optimizer"]["param_groups"]},
+        randomness=Randomness.from_json(record["randomness"]),
+        basis_settled=record["basis_settled"],
+        base=base or None,
+    )
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write `checkpoint` into `folder` and delete all but the newest `keep`.
+
+    Raises:
+        OSError: the disk refused. Nothing of this checkpoint is left, and those before it are all there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, record = pack(checkpoint)
+    try:
+        write_atomically(folder / f"{checkpoint.round}.safetensors", tensors)
+        write_atomically(folder / f"{checkpoint.round}.json", record)
+    except OSError:
+        # Half a checkpoint is no use to anybody, and takes the room that the next one needs.
+        if not (folder / f"{checkpoint.round}.json").is_file():
+            (folder / f"{checkpoint.round}.safetensors").unlink(missing_ok=True)
+        raise
     _delete(folder, rounds_held(folder)[:-keep])
 
 
@@ -89,26 +129,7 @@ def load_checkpoint(folder: Path, round: int) -> Checkpoint:
     except (OSError, ValueError, SafetensorError) as error:
         hint = "start over with --fresh, or delete this round's two files to continue from an older one"
         raise DimatError(f"checkpoint {path} cannot be read: {error}", hint=hint) from error
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["numbers"].items()}
-    model: dict[str, torch.Tensor] = {}
-    base: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        owner, _, rest = name.partition(".")
-        if owner == "model":
-            model[rest] = tensor
-        elif owner == "base":
-            base[rest] = tensor
-        else:
-            index, _, key = rest.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-    return Checkpoint(
-        round=record["round"],
-        model=model,
-        optimizer={"state": state, "param_groups": record["optimizer"]["param_groups"]},
-        randomness=Randomness.from_json(record["randomness"]),
-        basis_settled=record["basis_settled"],
-        base=base or None,
-    )
+    return unpack(tensors, record)
 
 
 def rounds_held(folder: Path) -> list[int]:

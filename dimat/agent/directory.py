@@ -26,6 +26,12 @@ def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment
 
 
+def may_be_started_again(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has restarts left: then its SIGTERM may mean that another worker crashed."""
+    restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return restarts < int(environment.get("TORCHELASTIC_MAX_RESTARTS", 0))
+
+
 class StoreDirectory:
     """Addresses in the TCPStore that torchrun hosts; keys carry the restart count, so stale ones are never read."""
 
@@ -54,6 +60,12 @@ class StoreDirectory:
         store = dist.TCPStore(host, port, is_master=master, timeout=self._timeout)  # type: ignore[attr-defined]  # unlisted
         restart = self._environment.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(f"dimat/{run}/{restart}", store)  # type: ignore[attr-defined]  # unlisted
+
+    def of_agent(self, agent: int) -> Any:
+        """A part of the store for the processes of one agent among themselves."""
+        import torch.distributed as dist
+
+        return dist.PrefixStore(f"ranks/{agent}", self._store)  # type: ignore[attr-defined]  # unlisted
 
     def register(self, name: str, address: str) -> None:
         """Say where `name` (`coordinator`, `agent/3`) listens."""

@@ -30,12 +30,13 @@ class Pulse:
         """Begin."""
         self._thread.start()
 
-    def close(self, error: str = "") -> None:
-        """Say goodbye: done, or failed because of `error`."""
+    def close(self, error: str = "", *, silently: bool = False) -> None:
+        """Say goodbye: done, or failed because of `error`; `silently` where this agent is about to be started again."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2 * INTERVAL_S)
-        self._beat(done=True, error=error)
+        if not silently:
+            self._beat(done=True, error=error)
 
     def _run(self) -> None:
         while not self._over.wait(INTERVAL_S):

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from dimat.agent.build import build_agent, build_topology, initial_checkpoint
+from dimat.agent.state import Agent
 from dimat.config import RunConfig
 from dimat.errors import TopologyError
 from dimat.transport.base import Transport
@@ -15,8 +16,8 @@ from dimat.transport.base import Transport
 MAX_ROUNDS_TRIED = 10_000
 
 
-def check_run(config: RunConfig) -> None:
-    """Build the first agent of the run, without opening or writing anything.
+def check_run(config: RunConfig) -> Agent:
+    """Build the first agent of the run, without opening or writing anything; returns it: it has spoken to nobody.
 
     That meets every mistake which is the same for all agents: graph and matrix, merge method and options, data file
     and partition, model, permutation groups. Initial checkpoints are looked at for every agent.
@@ -25,7 +26,6 @@ def check_run(config: RunConfig) -> None:
         UsageError: with what was given, what was expected and what to do.
         AlignmentError: the model's permutation groups cannot be found or do not verify.
     """
-    # The agent is thrown away before it would speak to anybody.
     agent = build_agent(config, 0, Path(), "preflight", lambda schema: cast("Transport", None))
     # A graph that changes may fall apart in any round, and a plug-in may draw another one each time it is asked.
     again = build_topology(config)
@@ -38,3 +38,4 @@ def check_run(config: RunConfig) -> None:
     if config.init not in ("same", "different"):
         for other in range(1, config.agents):
             initial_checkpoint(Path(config.init), other, agent.model)
+    return agent

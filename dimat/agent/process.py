@@ -10,18 +10,20 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 from dimat.agent.build import build_agent
 from dimat.agent.comeback import catch_up, others_at
-from dimat.agent.directory import StoreDirectory, addresses_in
+from dimat.agent.directory import StoreDirectory, addresses_in, may_be_started_again
 from dimat.agent.heartbeat import Pulse
 from dimat.agent.live import check_neighbours, introduction, run_rounds
+from dimat.agent.ranks import Ranks, dismiss, follow
 from dimat.agent.readers import may_read
 from dimat.agent.state import Agent
 from dimat.agent.steps import drive
 from dimat.agent.waiting import wait_on_network
 from dimat.config import RunConfig
-from dimat.errors import DimatError, Interrupted, SchemaError
+from dimat.errors import Interrupted, SchemaError
 from dimat.faults import phase_hook, planned
 from dimat.messages import Directive, Schema, View
 from dimat.runfolder import register_process
@@ -49,6 +51,7 @@ def run_agent(
     advertise: str | None = None,
     insecure: bool = False,
     credentials: Credentials | None = None,
+    ranks: Ranks | None = None,
 ) -> bool:
     """Be agent `agent_id` until the run ends; returns whether the user asked this process to stop.
 
@@ -62,6 +65,7 @@ def run_agent(
         advertise: host that others dial, when it is not `bind`.
         insecure: allow plain text beyond loopback.
         credentials: who this agent is; without them it speaks plain text.
+        ranks: the agent's other processes, where it owns several; this one is the first.
 
     Raises:
         DimatError: the run cannot be joined, or this agent cannot go on.
@@ -79,13 +83,16 @@ def run_agent(
             insecure=insecure,
             credentials=credentials,
             may_read=lambda peer: may_read(agent, peer),  # nobody asks before the transport is started
-            limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents),
+            limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.num_seats),
         )
         return planned(door, agent_id, config.faults)
 
     agent = build_agent(config, agent_id, folder, session, make_transport)
     agent.status.on_phase = phase_hook(config.faults, agent_id, folder)
     stop = _listen_to_signals(agent)
+    if ranks is not None:
+        ranks.start(agent)
+        agent.ranks = ranks
     # gRPC's threads start here, after everything that forks.
     address = agent.transport.start()
     register_process(folder, "agent", agent_id, address)
@@ -103,15 +110,43 @@ def run_agent(
         else:
             view = catch_up(agent, view)
         drive(run_rounds(agent, view, control), partial(wait_on_network, agent))
+        dismiss(agent)
         return agent.status.stop_asked
-    except DimatError as failure:
-        error = str(failure)
+    except BaseException as failure:  # whatever ended it: an agent that failed must not say that it is done
+        error = str(failure) or type(failure).__name__
         raise
     finally:
         stop()
-        pulse.close(error)
+        # Agents that all said they failed would end the run that torchrun is about to continue.
+        pulse.close(error, silently=bool(error) and may_be_started_again())
         control.close()
         agent.transport.close()
+        if ranks is not None:
+            ranks.close()
+
+
+def follow_agent(config: RunConfig, agent_id: int, folder: Path, ranks: Ranks) -> None:
+    """Be a further process of agent `agent_id`, which only trains.
+
+    Signals are the leader's business: after the first it finishes the round and dismisses its followers, after the
+    second it leaves, which breaks their connection. A follower mostly waits inside of gloo, where Python's signal
+    handlers do not run, so it either ignores a signal or dies of it.
+
+    Raises:
+        DimatError: the agent's other processes are gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # It never speaks to other agents.
+    agent = build_agent(config, agent_id, folder, "follower", lambda schema: cast("GrpcTransport", None))
+    register_process(folder, "follower", agent_id, "")
+    try:
+        ranks.start(agent)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not may_be_started_again():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        follow(agent, ranks)
+    finally:
+        ranks.close()
 
 
 def _check_neighbours(agent: Agent, timeout_s: float) -> None:
@@ -133,11 +168,15 @@ def _addresses(view: View, agent: Agent, address: str, directory: StoreDirectory
 
 
 def _listen_to_signals(agent: Agent) -> partial[None]:
-    """First signal: ask that everybody stops after a round that is still to come. Second: leave now."""
+    """First signal: ask that everybody stops after a round that is still to come. Second: leave now.
+
+    Where torchrun may start all workers again, SIGTERM is how it ends those that are left after a crash: then there is
+    nothing to finish, and nobody's wish to pass on. Ctrl-C still is a wish.
+    """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
-        if agent.status.stop_asked:
+        if agent.status.stop_asked or (number == signal.SIGTERM and may_be_started_again()):
             raise Interrupted(f"agent {agent.id} was stopped in the middle of round {agent.status.round}")
         agent.status.stop_asked = True
         log.warning("agent %d: %s: stopping after this round", agent.id, signal.Signals(number).name)

@@ -20,10 +20,11 @@ import torch
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours
 from dimat.agent.gather import gather
 from dimat.agent.newest import gather_newest
+from dimat.agent.ranks import train_agent
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.train import make_optimizer, train_locally
+from dimat.agent.train import make_optimizer
 from dimat.calibrate import recalibrate, repair
 from dimat.merge import fold_models
 from dimat.messages import Report
@@ -43,9 +44,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         yield from adopt_root(agent, clock)
 
     with clock("train"):
-        loss = train_locally(
-            agent.task, agent.model, agent.loader, agent.optimizer, config.train, number, config.rounds
-        )
+        loss = train_agent(agent, number)
     with clock("evaluate"):
         before = agent.task.evaluate(agent.model)
     if not agent.merges(number):

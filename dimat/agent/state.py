@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,12 +21,16 @@ from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.status import Status
 from dimat.align import PermutationSpec
 from dimat.config import RunConfig
+from dimat.errors import DimatError
 from dimat.merge import Fold
 from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology, with_newcomers, without_agents
 from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
+
+if TYPE_CHECKING:
+    from dimat.agent.ranks import Ranks
 
 MAX_REPAIRED = 8
 """Repaired topologies that are kept: an agent meets two or three at a time."""
@@ -76,6 +80,8 @@ class Agent:
     """The newest round of a neighbour's that was ever fetched, for `exchange.mode: async`."""
     past: Past = field(default_factory=Past)
     """What is remembered of waits for neighbours. A simulation, which has no clock, remembers no waits."""
+    ranks: Ranks | None = None
+    """The processes that train with this one, where the agent owns several."""
 
     @property
     def checkpoints(self) -> Path:
@@ -179,9 +185,9 @@ class Agent:
         """Rounds that this agent can continue from; 0 is the untrained start."""
         return (0, *rounds_held(self.checkpoints))
 
-    def save(self, round: int) -> None:
-        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more."""
-        checkpoint = Checkpoint(
+    def after(self, round: int) -> Checkpoint:
+        """The agent as it is now, with `round` done, as a value."""
+        return Checkpoint(
             round=round,
             model=dict(self.model.state_dict()),
             optimizer=self.optimizer.state_dict(),
@@ -189,7 +195,26 @@ class Agent:
             basis_settled=self.basis_settled,
             base=None if self.merges(round) else self.base,  # after a merge it is the model itself
         )
-        save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter * self.config.merge.every + 2)
+
+    def save(self, round: int) -> None:
+        """Write the checkpoint of `round`; as many are kept as agents can be rounds apart, and one more.
+
+        Raises:
+            OSError: the disk refused; older checkpoints are there, and there is a point in going on.
+            DimatError: it has refused for so long that in the next round the others would delete the last checkpoint
+                which this agent still shares with them: a run that is continued would begin anew.
+        """
+        keep = self.topology.diameter * self.config.merge.every + 2
+        try:
+            save_checkpoint(self.checkpoints, self.after(round), keep=keep)
+        except OSError as error:
+            newest = self.rounds_held()[-1]
+            if round - newest < keep - 1:
+                raise
+            raise DimatError(
+                f"agent {self.id}: no checkpoint since round {newest} could be written, now in round {round}: {error}",
+                hint="make room, then continue with the same command; it goes on from the newest round that all hold",
+            ) from error
 
     def resume(self, round: int) -> None:
         """Become the agent that it was after `round`; 0 is the start of the run.
@@ -200,7 +225,10 @@ class Agent:
         if round == 0:
             restore(self.start, self.loader)
             return
-        checkpoint = load_checkpoint(self.checkpoints, round)
+        self.become(load_checkpoint(self.checkpoints, round))
+
+    def become(self, checkpoint: Checkpoint) -> None:
+        """Take over everything that `checkpoint` holds: weights, optimiser, base, random streams."""
         load_into(self.model, checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled

@@ -32,11 +32,12 @@ def agent_command(
 ) -> int:
     """Find out who this agent is and where the coordinator listens, then be that agent; returns the exit code."""
     config = load_config(config_path, settings)
-    agent_id = identity(config, id, os.environ)
+    agent_id, rank = identity(config, id, os.environ)
     from dimat.agent.directory import StoreDirectory, under_torchrun
 
     # With --id each agent has a launcher of its own, whose store knows nobody else.
     shared = under_torchrun() and id is None
+    num_ranks = config.launch.ranks_per_agent
     if coordinator is None and not shared:
         raise UsageError(
             "no coordinator was given, and there is no torchrun to ask",
@@ -44,7 +45,8 @@ def agent_command(
         )
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from dimat.agent.process import run_agent
+    from dimat.agent.process import follow_agent, run_agent
+    from dimat.agent.ranks import Ranks
     from dimat.cli.secured import credentials_for, warn_of_plain_text
     from dimat.runfolder import prepare
     from dimat.transport.grpc import await_coordinator
@@ -56,18 +58,25 @@ def agent_command(
     check_exposure(bind, insecure, credentials)
     for host in (bind, *([] if coordinator is None else [coordinator.rpartition(":")[0]])):
         warn_of_plain_text(host, credentials)
-    if certs is not None and coordinator is None and os.environ["RANK"] == "0":
+    if certs is not None and coordinator is None and rank == 0 and os.environ["RANK"] == "0":
         load_credentials(certs, COORDINATOR)  # it will be started from here
-    if coordinator is not None:
+    if coordinator is not None and rank == 0:
         await_coordinator(coordinator, config.exchange.timeout_s, credentials=credentials, insecure=insecure)
     folder = prepare(config, out)
-    directory = StoreDirectory(timeout_s=max(60.0, config.exchange.timeout_s)) if shared else None
+    store = StoreDirectory(timeout_s=max(60.0, config.exchange.timeout_s)) if shared or num_ranks > 1 else None
+    directory = store if shared else None
     companion = Companion(folder, bind, advertise, insecure, certs)
     # torchrun ends workers by SIGTERM; until the agent listens to signals itself, it must still clean up after itself.
     signal.signal(signal.SIGTERM, _leave)
     try:
+        if store is not None:
+            store.start()
+        ranks = Ranks(rank, num_ranks, store.of_agent(agent_id)) if store is not None and num_ranks > 1 else None
+        if rank > 0:
+            assert ranks is not None
+            record(follow_agent)(config, agent_id, folder, ranks)
+            return EXIT_DONE
         if directory is not None:
-            directory.start()
             if coordinator is None and os.environ["RANK"] == "0":
                 directory.register("coordinator", companion.start())
             coordinator = coordinator or directory.lookup("coordinator")
@@ -83,6 +92,7 @@ def agent_command(
             advertise=advertise,
             insecure=insecure,
             credentials=credentials,
+            ranks=ranks,
         )
     finally:
         companion.close()
@@ -97,29 +107,39 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise Interrupted(f"{signal.Signals(number).name} before the agent had joined")
 
 
-def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) -> int:
-    """Which agent this process is: --id, else torchrun's RANK.
+def identity(config: RunConfig, id: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which agent this process belongs to (--id, else by torchrun's RANK), and which of the agent's ranks it is.
 
     Raises:
         UsageError: neither is given, the id is not in the run, or torchrun started another number of workers.
     """
-    if id is None:
-        if "RANK" not in environment:
-            raise UsageError(
-                "which agent is this? Neither --id nor torchrun's RANK is given", hint="for example --id 0"
-            )
-        id, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE", config.agents))
-        if world != config.agents:
-            raise UsageError(
-                f"torchrun started {world} workers, the config has {config.agents} agents",
-                hint=f"nnodes times nproc-per-node must be {config.agents}",
-            )
-    if not 0 <= id < config.num_seats:
+    per_agent = config.launch.ranks_per_agent
+    if "RANK" not in environment and (id is None or per_agent > 1):
+        if id is None:
+            message, hint = "which agent is this? Neither --id nor torchrun's RANK is given", "for example --id 0"
+        else:
+            message = f"agent {id} has {per_agent} ranks (launch.ranks_per_agent), and torchrun did not start this one"
+            hint = f"torchrun --standalone --nproc-per-node {per_agent} -m dimat agent CONFIG --id {id} ..."
+        raise UsageError(message, hint=hint)
+    num_agents = config.agents if id is None else 1
+    expected = num_agents * per_agent
+    rank = int(environment.get("RANK", 0))
+    # One agent by itself may be a part of whatever it likes; several ranks have to find each other.
+    world = int(environment.get("WORLD_SIZE", expected)) if id is None or per_agent > 1 else 1
+    if world != expected:
+        agents = f"{num_agents} agents" if id is None else "one agent (--id)"
+        each = f" of {per_agent} ranks each (launch.ranks_per_agent)" if per_agent > 1 else ""
         raise UsageError(
-            f"--id {id} is not in the run, expected 0 to {config.num_seats - 1}",
+            f"torchrun started {world} workers, the config has {agents}{each}",
+            hint=f"nnodes times nproc-per-node must be {expected}",
+        )
+    agent, local = (rank // per_agent, rank % per_agent) if id is None else (id, rank if per_agent > 1 else 0)
+    if not 0 <= agent < config.num_seats:
+        raise UsageError(
+            f"--id {agent} is not in the run, expected 0 to {config.num_seats - 1}",
             hint=None if config.membership.elastic else "agents may join later where membership.elastic is true",
         )
-    return id
+    return agent, local
 
 
 class Companion:

@@ -197,6 +197,9 @@ def coordinator(
     parent: Annotated[
         Optional[int], typer.Option(metavar="PID", help="End when this parent process has ended.")
     ] = None,
+    owner: Annotated[
+        Optional[int], typer.Option(metavar="PID", help="Stop the run in order when this parent process has ended.")
+    ] = None,
     certs: Certs = None,
     insecure: Insecure = False,
     format: OutputFormat = Format.text,
@@ -213,9 +216,59 @@ def coordinator(
     from dimat.cli.coordinator import coordinator_command
 
     code = coordinator_command(
-        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent, certs
+        config, overrides(settings, seed), out, host, port, insecure, format.value, advertise, parent, certs, owner
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def doctor(
+    config: Config = None,
+    settings: Set = [],
+    seed: Seed = None,
+    out: Out = None,
+    coordinator: Annotated[
+        Optional[str], typer.Option(metavar="HOST:PORT", help="Ask it where the agents are that are up.")
+    ] = None,
+    peers: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Where agents are: {0: HOST:PORT, 1: HOST:PORT, ...}.")
+    ] = None,
+    bind: Annotated[str, typer.Option(metavar="HOST", help="Where agents of this machine shall listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="A port that must be free; 0 is any.", min=0, max=65535)] = 0,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine.")] = False,
+    certs: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Look at these certificates and keys.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for each edge.")] = 10.0,
+    format: OutputFormat = Format.text,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Dial every edge, look at ports, clocks, disk and certificates; exit code 1 when something has to be done.
+
+    Without --coordinator and --peers stand-ins for all agents are started in this process.
+
+    \b
+    Examples:
+      dimat doctor run.yaml
+      dimat doctor run.yaml --coordinator 10.0.0.1:29401
+    """
+    set_up_logging(verbose, quiet)
+    from dimat.cli.doctor import doctor_command
+
+    raise typer.Exit(
+        doctor_command(
+            config,
+            overrides(settings, seed),
+            out,
+            coordinator,
+            peers,
+            bind,
+            port,
+            insecure,
+            certs,
+            timeout_s,
+            format.value,
+        )
+    )
 
 
 @app.command()

@@ -27,6 +27,7 @@ def coordinator_command(
     advertise: str | None = None,
     parent: int | None = None,
     certs: Path | None = None,
+    owner: int | None = None,
 ) -> int:
     """Serve until the run is over; returns the exit code that its outcome asks for.
 
@@ -62,6 +63,7 @@ def coordinator_command(
             on_address=tell,
             parent=parent,
             credentials=credentials,
+            owner=owner,
         )
     ended = {"kind": outcome.kind, "reason": outcome.reason, "round": outcome.round, "exit_code": outcome.exit_code}
     if format == "text":

@@ -45,6 +45,7 @@ def run_coordinator(
     on_address: Callable[[str], None] | None = None,
     parent: int | None = None,
     credentials: Credentials | None = None,
+    owner: int | None = None,
 ) -> Outcome:
     """Be the coordinator of one run until everybody has left.
 
@@ -63,6 +64,7 @@ def run_coordinator(
         on_address: told where it listens, once it does.
         parent: a process without which this one has no purpose; when it has ended, so does this one.
         credentials: proves to agents that this is the coordinator; without them it speaks plain text.
+        owner: the parent process that started the whole run; when it has ended, the run stops in order.
 
     Returns:
         How the run ended; `exit_code` is what a command should end with.
@@ -81,7 +83,8 @@ def run_coordinator(
             coordinator.remember("address", address)
             if on_address is not None:
                 on_address(address)
-            return _serve(coordinator, signals, grace_s, parent, coordinator_hook(config.faults, run_folder))
+            on_round = coordinator_hook(config.faults, run_folder)
+            return _serve(coordinator, signals, grace_s, parent, owner, on_round)
         finally:
             server.close()
 
@@ -125,10 +128,11 @@ def _serve(
     signals: Signals,
     grace_s: float,
     parent: int | None,
+    owner: int | None,
     on_round: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Tick until the run has been over for `grace_s` seconds."""
-    heard = 0
+    heard, orphaned = 0, False
     over_s: float | None = None
     while over_s is None or time.monotonic() - over_s < grace_s:
         signals.arrived.wait(TICK_S)
@@ -136,6 +140,12 @@ def _serve(
         if parent is not None and os.getppid() != parent and not coordinator.finished:
             # Nothing is written: whoever takes the run up again finds it as it was.
             raise Interrupted(f"the process that started the coordinator ({parent}) has ended")
+        if owner is not None and os.getppid() != owner:
+            log.warning("the command that started the run (%d) has ended: naming a last round", owner)
+            coordinator.request_stop(f"the command that started the run ({owner}) has ended")
+            owner, orphaned = None, True
+        if orphaned and not coordinator.finished and not _anybody(coordinator):
+            raise Interrupted("the command that started the run has ended, and so have its agents")
         if len(signals.names) > 1:
             raise Interrupted(
                 f"the coordinator was stopped by {signals.names[-1]} before all agents had left",
@@ -155,3 +165,8 @@ def _serve(
     outcome = coordinator.outcome
     assert outcome is not None
     return outcome
+
+
+def _anybody(coordinator: Coordinator) -> bool:
+    """Whether there is an agent to wait for."""
+    return any(member.state in ("joined", "running") for member in coordinator.view().members)

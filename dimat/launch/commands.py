@@ -9,14 +9,16 @@ from pathlib import Path
 from dimat.config import RunConfig
 
 
-def coordinator(folder: Path, port: int = 0, certs: Path | None = None) -> list[str]:
-    """One coordinator for the run in `folder`."""
-    return [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port), *_certs(certs)]
+def coordinator(folder: Path, port: int = 0, certs: Path | None = None, owner: int | None = None) -> list[str]:
+    """One coordinator for the run in `folder`; with an `owner` it stops the run when that process has ended."""
+    command = [sys.executable, "-m", "dimat", "coordinator", *_config(folder), "--port", str(port), *_certs(certs)]
+    return command if owner is None else [*command, "--owner", str(owner)]
 
 
 def together(config: RunConfig, folder: Path, coordinator_address: str, certs: Path | None = None) -> list[str]:
-    """All agents under one torchrun: simple; a crash ends them all."""
-    return [*_torchrun(config, config.agents), *_agent(folder, coordinator_address, certs)]
+    """All agents under one torchrun: a crash ends them all, or starts them all again (`launch.max_restarts`)."""
+    restarts = f"--max-restarts={config.launch.max_restarts}"
+    return [*_torchrun(config, config.agents, restarts), *_agent(folder, coordinator_address, certs)]
 
 
 def alone(
@@ -31,13 +33,18 @@ def environment(config: RunConfig) -> Mapping[str, str]:
     return {"OMP_NUM_THREADS": str(config.threads), "PYTHONUNBUFFERED": "1"}
 
 
-def _torchrun(config: RunConfig, num_workers: int) -> list[str]:
+def _torchrun(config: RunConfig, num_agents: int, *more: str) -> list[str]:
     # torchrun kills what has not left this long after a signal: an agent may need a whole deadline to finish its round.
     shutdown_s = int(config.exchange.timeout_s) + 30
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes=1", f"--nproc-per-node={num_workers}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
-        f"--shutdown-timeout={shutdown_s}",
+        *(
+            "--nnodes=1",
+            f"--nproc-per-node={num_agents * config.launch.ranks_per_agent}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+        ),
+        *(f"--shutdown-timeout={shutdown_s}", *more),
         *("-m", "dimat"),
     ]
 

@@ -7,6 +7,7 @@ once. The coordinator is started again on its port when it dies: agents go on wi
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -95,7 +96,8 @@ class LocalRun:
 
     def _make_coordinator(self, port: int) -> Child:
         log_file = self._folder / "logs" / "coordinator.log"
-        return Child("coordinator", commands.coordinator(self._folder, port, self._certs), log_file, keeps=self._keeps)
+        command = commands.coordinator(self._folder, port, self._certs, os.getpid())
+        return Child("coordinator", command, log_file, keeps=self._keeps)
 
     def _start_agents(self, address: str) -> None:
         config, folder = self._config, self._folder

@@ -21,7 +21,7 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
 from dimat.coordinator.signals import Signals
-from dimat.errors import Interrupted
+from dimat.errors import ConfigError, Interrupted
 from dimat.faults import FaultyTransport, Killed, phase_hook, planned
 from dimat.messages import Directive, Heartbeat, Schema, View
 from dimat.simulate.faults import Desk, Holdable, Stall, stalls
@@ -88,9 +88,16 @@ def simulate(
             changes nothing but the order of work; with `exchange.mode: async` it is who is slow.
 
     Raises:
+        ConfigError: agents are to own several ranks.
         DimatError: as the agents of a networked run would.
         Interrupted: by a second interrupt; the first one ends the run after a round that all agents reach.
     """
+    if config.launch.ranks_per_agent > 1:
+        raise ConfigError(
+            f"launch.ranks_per_agent is {config.launch.ranks_per_agent}: a simulation is one process, and what several "
+            "ranks compute differs from it in the last bits",
+            hint="-s launch.ranks_per_agent=1",
+        )
     topology = build_topology(config)
     with Desk(config, topology.diameter, folder) as desk, Signals().listen() as signals, ExitStack() as ends:
         control = MemoryControl(desk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from dimat.messages import Report
 
 
 def append_metrics(path: Path, report: Report) -> None:
-    """One flushed line per round, for people and scripts; the coordinator has its own copy."""
+    """One flushed line per round, for people and scripts; the coordinator has its own copy.
+
+    Raises:
+        OSError: the disk refused; the file is as it was.
+    """
     row = {
         "time": time.time(),
         "agent": report.agent,
@@ -25,8 +30,14 @@ def append_metrics(path: Path, report: Report) -> None:
         "moved": dict(report.moved),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError:
+        if path.is_file():
+            os.truncate(path, size)  # part of a line would spoil the next one, too
+        raise
 
 
 def read_reports(path: Path, session: str) -> list[Report]:

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dimat.errors import UsageError
 from dimat.transport.grpc import options
 from dimat.transport.grpc.admission import Admission, open_to_all
 from dimat.transport.grpc.channels import check_exposure, server_credentials
 from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.grpc.ping import TimedHealth
 from dimat.transport.security import Credentials
 
 GRACE_S = 1.0
@@ -100,7 +101,7 @@ class GrpcServer:
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, dict(methods)) for name, methods in self._services.items())
         )
-        self._health = health.aio.HealthServicer()
+        self._health = TimedHealth()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for name in ("", *self._services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
