@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ class Agent:
     """Where the others are."""
     repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
     """The topology by who is away, made when first needed."""
+    usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """How far the neighbours' models usually lay in the last merges, by kind of tensor; for `merge.checks`."""
+    gate_batches: list[Any] = field(default_factory=list)
+    """Batches of the agent's own training samples with their labels, for `merge.gate`; empty without it."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
 
@@ -134,9 +139,15 @@ class Agent:
         return self.topology_in(round).weights(self.id, round - 1)
 
     def remember_base(self) -> None:
-        """Take the model as it is now for the base of the next merge, where the method has one."""
-        if (self.method.needs_base or self.method.norms) and not self.method.own_base:
+        """Take the model as it is now for the base of the next merge, where the method has one or the checks ask."""
+        checks = self.config.merge.checks
+        if self.folds_onto_base or (checks.min_cosine is not None and checks.cosine_of == "change"):
             self.base = copy_of(self.model)
+
+    @property
+    def folds_onto_base(self) -> bool:
+        """Whether the method takes this agent's model after its last merge for the models' ancestor."""
+        return (self.method.needs_base or self.method.norms) and not self.method.own_base
 
     def publish(self, kind: str, round: int) -> Payload:
         """Freeze a copy of the model and let readers fetch it from now on."""
@@ -167,6 +178,7 @@ class Agent:
             randomness=capture(self.loader),
             basis_settled=self.basis_settled,
             base=None if self.merges(round) else self.base,  # after a merge it is the model itself
+            usual=self.usual,
         )
         save_checkpoint(self.checkpoints, checkpoint, keep=self.topology.diameter * self.config.merge.every + 2)
 
@@ -183,6 +195,7 @@ class Agent:
         load_into(self.model, checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled
+        self.usual = checkpoint.usual
         self.remember_base()
         if self.base is not None and checkpoint.base is not None:
             self.base = checkpoint.base
