@@ -94,9 +94,7 @@ class ChecksConfig(Part):
     """A neighbour further from the own model than this many times the usual distance is refused. Usual is the median
     over the neighbours of this merge and the own last merges."""
     min_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
-    """A neighbour whose cosine to oneself is below this is refused."""
-    cosine_of: Literal["parameters", "change"] = "parameters"
-    """parameters: as they are; change: what they differ by from the own model after its last merge."""
+    """A neighbour whose parameters have a lower cosine to the own ones is refused."""
 
     @property
     def on(self) -> bool:

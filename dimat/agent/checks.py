@@ -4,12 +4,12 @@ Two checks, each off unless the config gives its limit. With x_i the agent's own
 
     norm      d_j = ||x_j - x_i||        refused when d_j > max_norm_ratio * usual
               usual = the lower median of the d_j of this merge and of what was usual in the last `MEMORY` merges
-    cosine    cos(x_j - r, x_i - r)      refused when below min_cosine
-              r = 0 (`cosine_of: parameters`), or x_i after its last merge (`change`)
+    cosine    cos(x_j, x_i)              refused when below min_cosine
 
 Norms are taken over the parameters and, apart from them, over the floating-point buffers (a running variance of 1e4
 would hide what is done to the weights); cosines over the parameters. Sums are in float64. NaN and Inf never come here:
-the transport refuses them.
+the transport refuses them. Cosines of what was learnt since the last merge were tried as well: on skewed shards those
+of honest neighbours are as low as a liar's, and nearly everybody was refused.
 
 Liars are bounded where they are fewer than half of the neighbours: then the lower median lies between honest distances.
 With two neighbours of whom one lies, the one that sends the reader's own model back makes the other look far off.
@@ -59,7 +59,6 @@ def judge(
     limits: ChecksConfig,
     *,
     parameters: frozenset[str],
-    base: StateDict | None = None,
     usual: Usual | None = None,
 ) -> Verdict:
     """Hold every neighbour's tensors against `limits`.
@@ -69,7 +68,6 @@ def judge(
         others: the neighbours' by agent, in its basis.
         limits: what is allowed.
         parameters: names of the parameters; other floating-point tensors are buffers.
-        base: the own model after its last merge, for `cosine_of: change`.
         usual: what the last verdict said.
 
     >>> import torch
@@ -104,12 +102,10 @@ def judge(
     else:
         memory = dict(usual or {})
     if limits.min_cosine is not None:
-        origin = base if limits.cosine_of == "change" and base is not None else {}
-        whose = "its change since the last merge" if limits.cosine_of == "change" else "its parameters"
         for peer, other in sorted(others.items()):
-            alike = cosine(mine, other, origin, groups["parameters"])
+            alike = cosine(mine, other, groups["parameters"])
             if alike < limits.min_cosine:
-                reason = f"the cosine of {whose} to mine is {alike:.2f} (merge.checks.min_cosine is"
+                reason = f"the cosine of its parameters to mine is {alike:.2f} (merge.checks.min_cosine is"
                 refused.setdefault(peer, f"{reason} {limits.min_cosine:g})")
     return Verdict(dict(sorted(refused.items())), memory)
 
@@ -127,19 +123,18 @@ def distance(mine: StateDict, other: StateDict, names: Iterable[str]) -> float:
     return math.sqrt(math.fsum(squares))
 
 
-def cosine(mine: StateDict, other: StateDict, origin: StateDict, names: Iterable[str]) -> float:
-    """cos(other - origin, mine - origin) over the tensors `names`; an origin without a tensor has zeros there.
+def cosine(mine: StateDict, other: StateDict, names: Iterable[str]) -> float:
+    """cos(other, mine) over the tensors `names`, in float64.
 
-    1 when `mine` is the origin itself, which no direction can be held against; 0 when only `other` is.
+    1 when `mine` is zero, which no direction can be held against; 0 when only `other` is.
 
     >>> import torch
-    >>> round(cosine({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}, {}, ["w"]), 4)
+    >>> round(cosine({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}, ["w"]), 4)
     0.7071
     """
     dots, ours, theirs = [], [], []
     for name in names:
-        zero = origin[name].double() if name in origin else 0.0
-        a, b = mine[name].double() - zero, other[name].double() - zero
+        a, b = mine[name].double(), other[name].double()
         dots.append(float((a * b).sum()))
         ours.append(float(a.square().sum()))
         theirs.append(float(b.square().sum()))
@@ -159,7 +154,6 @@ def screen(agent: Agent, mine: StateDict, states: Mapping[int, StateDict], gathe
         states,
         agent.config.merge.checks,
         parameters=frozenset(name for name, _ in agent.model.named_parameters(remove_duplicate=False)),
-        base=agent.base,
         usual=agent.usual,
     )
     agent.usual = verdict.usual

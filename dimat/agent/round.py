@@ -108,7 +108,7 @@ def fold_neighbourhood(
     """
     models = {agent.id: mine, **others}
     order = sorted(models)
-    base = mine if agent.method.own_base else agent.base if agent.folds_onto_base else None
+    base = mine if agent.method.own_base else agent.base
     merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order], base)
     # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
     return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}

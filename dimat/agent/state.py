@@ -139,15 +139,9 @@ class Agent:
         return self.topology_in(round).weights(self.id, round - 1)
 
     def remember_base(self) -> None:
-        """Take the model as it is now for the base of the next merge, where the method has one or the checks ask."""
-        checks = self.config.merge.checks
-        if self.folds_onto_base or (checks.min_cosine is not None and checks.cosine_of == "change"):
+        """Take the model as it is now for the base of the next merge, where the method has one."""
+        if (self.method.needs_base or self.method.norms) and not self.method.own_base:
             self.base = copy_of(self.model)
-
-    @property
-    def folds_onto_base(self) -> bool:
-        """Whether the method takes this agent's model after its last merge for the models' ancestor."""
-        return (self.method.needs_base or self.method.norms) and not self.method.own_base
 
     def publish(self, kind: str, round: int) -> Payload:
         """Freeze a copy of the model and let readers fetch it from now on."""

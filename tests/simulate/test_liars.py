@@ -112,8 +112,8 @@ def test_limits_that_nobody_meets_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("liar")
 def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path: Path) -> None:
-    """What was usual, and the model after the last merge, are part of a checkpoint."""
-    settings = [*CHECKS, "merge.checks.cosine_of=change", "merge.gate.margin=0.05", "merge.every=2", "rounds=6"]
+    """What was usual in earlier merges is part of a checkpoint."""
+    settings = [*CHECKS, "merge.gate.margin=0.05", "merge.every=2", "rounds=6"]
 
     def stop(view: View) -> None:
         if view.newest is not None and view.newest.round == 3:
@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path: Path) -> No
     assert bits(tmp_path / "halves", 6) == bits(whole, 6)
     told, _, _ = read(whole)
     assert list(told[0, 6].refused) == [LIAR]
-    assert dict(told[0, 6].missing) == dict(read(tmp_path / "halves")[0][0, 6].missing)
+    assert told[0, 6].missing == read(tmp_path / "halves")[0][0, 6].missing, "the same numbers in the reason"
 
 
 def test_momentum_is_reset_only_where_a_merge_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
