@@ -88,6 +88,29 @@ class TopologyConfig(Part):
     """Options of the generator, such as `p` of erdos_renyi."""
 
 
+class ChecksConfig(Part):
+    """Which neighbours a merge does without. All checks are off by default; how they work: docs/robustness.md."""
+
+    max_norm_ratio: Annotated[float, Field(ge=1)] | None = None
+    """A neighbour further from the own model than this many times the usual distance is refused. Usual is the median
+    over the neighbours of this merge and the own last merges."""
+    min_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
+    """A neighbour whose parameters have a lower cosine to the own ones is refused."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is checked."""
+        return self.max_norm_ratio is not None or self.min_cosine is not None
+
+
+class GateConfig(Part):
+    """Whether a merge that makes an agent worse on its own samples is held back. Off by default."""
+
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """By how much the task's loss on own samples (at most 512) may rise through a merge. Above that a half, a quarter,
+    an eighth of the merge is tried, then none of it is taken."""
+
+
 class MergeConfig(Part):
     """How neighbours become one."""
 
@@ -109,6 +132,10 @@ class MergeConfig(Part):
     """Momentum over a merge."""
     final: Literal["none", "complete"] = "none"
     """complete: one merge over the complete graph at the end."""
+    checks: ChecksConfig = ChecksConfig()
+    """Neighbours that are refused."""
+    gate: GateConfig = GateConfig()
+    """Merges that are held back."""
     options: dict[str, Any] = {}
     """Options of the method: `dimat methods NAME` lists them. They may as well stand beside `method`, one by one."""
 

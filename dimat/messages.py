@@ -193,6 +193,10 @@ class Heartbeat:
     error: str = ""
 
 
+REFUSED = "refused: "
+"""How the reason begins for which a neighbour that did answer has no part in a merge (`Report.missing`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Numbers of one agent's round. Never weights: two count-sketches stand for them."""
@@ -201,7 +205,8 @@ class Report:
     session: str
     round: int
     metrics: Mapping[str, float]
-    """`loss` (train), `accuracy_before`, `accuracy` (merged, calibrated), `loss_before`, `loss_after`, `lr`."""
+    """`loss` (train), `accuracy_before`, `accuracy` (merged, calibrated), `loss_before`, `loss_after`, `lr`; where
+    there are checks `refused` (how many neighbours), with a gate `gate` (the share of the merge that was taken)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase: train, publish, wait, gather, align, fold, calibrate, evaluate, checkpoint."""
     weights: Mapping[int, float] = field(default_factory=dict)
@@ -209,12 +214,23 @@ class Report:
     bytes_received: Mapping[int, int] = field(default_factory=dict)
     """Payload bytes by the neighbour they came from."""
     missing: Mapping[int, str] = field(default_factory=dict)
-    """Neighbours that did not take part in this merge, and why."""
+    """Neighbours that did not take part in this merge, and why; what was refused begins with `REFUSED`."""
     moved: Mapping[str, float] = field(default_factory=dict)
     """Share of units that alignment moved, by group; empty when nothing was aligned."""
     sketch_before: bytes = b""
     """Count-sketch of the parameters before the merge, little-endian float32; empty when the round had no merge."""
     sketch_after: bytes = b""
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Those of the missing who did answer and were refused, and why.
+
+        >>> Report(0, "s", 1, {}, missing={1: "refused: it is far off", 2: "had not published"}).refused
+        {1: 'it is far off'}
+        """
+        return {
+            peer: reason.removeprefix(REFUSED) for peer, reason in self.missing.items() if reason.startswith(REFUSED)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +306,10 @@ class RoundSummary:
     """Edges that were not used though the topology has them."""
     spectral_gap: float = float("nan")
     """Of the mixing matrix that was really used, over the agents that reported; NaN without a merge."""
+    num_refused: int = 0
+    """How many times an agent refused what a neighbour had sent."""
+    num_held_back: int = 0
+    """Agents that took a part of their merge only, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)

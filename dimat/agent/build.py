@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dimat.agent.checkpoint import rounds_held
+from dimat.agent.gate import labelled_batches
 from dimat.agent.randomness import capture, seed_all
 from dimat.agent.state import Agent
 from dimat.agent.train import make_optimizer
@@ -23,7 +24,7 @@ from dimat.messages import Schema
 from dimat.seeds import derive_seed
 from dimat.snapshot.encode import schema_of
 from dimat.statedict import load_into
-from dimat.tasks import load_task, probe_batches
+from dimat.tasks import PROBE_LIMIT, load_task, probe_batches
 from dimat.topology import Topology, load_topology
 from dimat.transport.base import Transport
 
@@ -113,6 +114,8 @@ def build_agent(
         basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
     )
     made.remember_base()
+    if config.merge.gate.margin is not None:
+        made.gate_batches = labelled_batches(loader, PROBE_LIMIT)
     return made
 
 

@@ -10,7 +10,8 @@ The JSON is written last and names the round complete; both are written beside, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Checkpoint:
     basis_settled: bool
     base: dict[str, torch.Tensor] | None = None
     """What the next merge takes for the models' ancestor; None where that is `model`, or the method has none."""
+    usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What `merge.checks` compare the next merge with."""
 
 
 def pack(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
@@ -57,6 +60,7 @@ def pack(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
         "basis_settled": checkpoint.basis_settled,
         "optimizer": {"numbers": numbers, "param_groups": checkpoint.optimizer["param_groups"]},
         "randomness": checkpoint.randomness.to_json(),
+        "usual": {what: list(distances) for what, distances in checkpoint.usual.items()},
     }
     return save(tensors), json.dumps(record).encode()
 
@@ -82,6 +86,7 @@ def unpack(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Checkpoi
         randomness=Randomness.from_json(record["randomness"]),
         basis_settled=record["basis_settled"],
         base=base or None,
+        usual={what: tuple(distances) for what, distances in record.get("usual", {}).items()},
     )
 
 

@@ -12,7 +12,8 @@ from dimat.agent.deadline import LEAST_SHARE, is_late, looked_at
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.errors import TransportError
+from dimat.errors import PayloadError, TransportError
+from dimat.messages import REFUSED
 from dimat.snapshot.encode import decode
 from dimat.transport.base import Wait
 
@@ -62,7 +63,8 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     payloads = {}
     for peer, answer in sorted(answers.items()):
         if isinstance(answer, TransportError):
-            missing[peer] = str(answer)[:MAX_REASON]
+            refused = REFUSED if isinstance(answer, PayloadError) else ""
+            missing[peer] = f"{refused}{answer}"[:MAX_REASON]
         else:
             payloads[peer] = answer
 

@@ -5,19 +5,24 @@ publish   freeze a snapshot; neighbours may fetch it from now on
 wait      until the neighbours have published, or the deadline
 gather    fetch the neighbours' snapshots of this round at the same time (`async`: their newest, without a wait)
 align     bring the neighbours into my basis, where the policy asks for it
+check     leave out whose model lies too far off, where `merge.checks` ask for it
 fold      me and the neighbours who answered, weighted by my row of W
 calibrate batch-norm statistics, or those of all channels, on my own samples
+gate      take less of a merge that makes me worse on my own samples, where `merge.gate` asks for it
 report    numbers and sketches, never weights
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours
+from dimat.agent.checks import screen
+from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
 from dimat.agent.newest import gather_newest
 from dimat.agent.ranks import train_agent
@@ -66,15 +71,22 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         states = gathered.states
         if config.merge.basis == "each_round" and config.merge.align != "none":
             states, moved = align_neighbours(agent, states)
+    if config.merge.checks.on:
+        with clock("check"):
+            gathered = screen(agent, mine, states, gathered)
+            states = gathered.states
+    weights, share = gathered.weights, 1.0
     with clock("fold"):
-        load_into(agent.model, fold_neighbourhood(agent, mine, states, gathered.weights))
-        if config.merge.optimizer_state == "reset":
-            agent.optimizer = make_optimizer(config.train, agent.model)
+        merged = fold_neighbourhood(agent, mine, states, weights)
+        load_into(agent.model, merged)
+    calibrate = partial(calibrate_merged, agent, mine, states)
     with clock("calibrate"):
-        if config.merge.calibrate == "batchnorm":
-            recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
-        elif config.merge.calibrate == "repair":
-            repair_merged(agent, mine, states, gathered.weights)
+        calibrate(weights)
+    if config.merge.gate.margin is not None:
+        with clock("gate"):
+            share, weights = hold_back(agent, mine, merged, weights, calibrate)
+    if config.merge.optimizer_state == "reset" and share > 0:
+        agent.optimizer = make_optimizer(config.train, agent.model)
     agent.remember_base()
     with clock("evaluate"):
         after = agent.task.evaluate(agent.model)
@@ -82,8 +94,8 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
 
     return _report(
-        agent, number, clock, loss, before, after,
-        weights=gathered.weights, bytes_received=gathered.bytes_received, missing=gathered.missing,
+        agent, number, clock, loss, before, after, share=share,
+        weights=weights, bytes_received=gathered.bytes_received, missing=gathered.missing,
         moved=moved, sketch_before=sketch_before, sketch_after=sketch_after,
     )  # fmt: skip
 
@@ -101,6 +113,16 @@ def fold_neighbourhood(
     merged = fold_models(agent.method, [models[peer] for peer in order], [weights[peer] for peer in order], base)
     # Counters (num_batches_tracked) are each agent's own: they tell how long it trained, not what it learnt.
     return {name: tensor if tensor.is_floating_point() else mine[name] for name, tensor in merged.items()}
+
+
+def calibrate_merged(
+    agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]
+) -> None:
+    """Put right, on own samples, what folding has done to the statistics of the agent's model."""
+    if agent.config.merge.calibrate == "batchnorm":
+        recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
+    elif agent.config.merge.calibrate == "repair":
+        repair_merged(agent, mine, others, weights)
 
 
 def repair_merged(agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]) -> None:
@@ -125,6 +147,8 @@ def _report(
     loss: float,
     before: Mapping[str, float],
     after: Mapping[str, float] | None = None,
+    *,
+    share: float = 1.0,
     **exchange: Any,
 ) -> Report:
     after = before if after is None else after
@@ -136,6 +160,11 @@ def _report(
         "accuracy": after["accuracy"],
         "loss_after": after["loss"],
     }
-    return Report(
+    if exchange and agent.config.merge.gate.margin is not None:
+        metrics["gate"] = share
+    report = Report(
         agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
     )
+    if exchange and (agent.config.merge.checks.on or report.refused):
+        metrics["refused"] = float(len(report.refused))
+    return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,10 @@ class Agent:
     """Where the others are."""
     repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
     """The topology by who is away, made when first needed."""
+    usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """How far the neighbours' models usually lay in the last merges, by kind of tensor; for `merge.checks`."""
+    gate_batches: list[Any] = field(default_factory=list)
+    """Batches of the agent's own training samples with their labels, for `merge.gate`; empty without it."""
     buffers: dict[int, Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
     newest: dict[int, int] = field(default_factory=dict)
@@ -194,6 +198,7 @@ class Agent:
             randomness=capture(self.loader),
             basis_settled=self.basis_settled,
             base=None if self.merges(round) else self.base,  # after a merge it is the model itself
+            usual=self.usual,
         )
 
     def save(self, round: int) -> None:
@@ -232,6 +237,7 @@ class Agent:
         load_into(self.model, checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled
+        self.usual = checkpoint.usual
         self.remember_base()
         if self.base is not None and checkpoint.base is not None:
             self.base = checkpoint.base

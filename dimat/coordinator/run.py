@@ -15,6 +15,7 @@ from dimat.coordinator.changes import after_restart, next_change
 from dimat.coordinator.convergence import Outcome, Stop, decide, interrupt, outcome, upgrade
 from dimat.coordinator.membership import Group, Start
 from dimat.coordinator.options import Options, names
+from dimat.coordinator.refusals import told
 from dimat.coordinator.summaries import summarise
 from dimat.errors import UsageError
 from dimat.messages import Change, Heartbeat, Join, Report, RoundSummary
@@ -240,6 +241,8 @@ def _complete_round(now: float, run: Run, options: Options) -> Step | None:
     if summary.num_missing:
         text += f", {summary.num_missing} edges unused, spectral gap {summary.spectral_gap:.3f}"
     notes = [Note("round", text, round)]
+    if refusals := told(round, tuple(reports.values())):
+        notes.append(Note("refused", refusals, round))
     run = replace(
         run,
         summaries=(*run.summaries, summary),

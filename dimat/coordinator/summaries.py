@@ -39,6 +39,8 @@ def summarise(round: int, reports: Iterable[Report], *, linear: bool = True) -> 
         num_agents=len(ordered),
         spectral_gap=realised_gap(ordered),
         num_missing=len({frozenset((report.agent, peer)) for report in ordered for peer in report.missing}),
+        num_refused=sum(len(report.refused) for report in ordered),
+        num_held_back=sum(report.metrics.get("gate", 1.0) < 1.0 for report in ordered),
     )
 
 

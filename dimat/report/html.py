@@ -80,7 +80,8 @@ def render(record: RunRecord, drawn: Mapping[str, bytes]) -> str:
         record=record,
         result=numbers.summary(record),
         headlines=headlines(record),
-        rows=numbers.agent_rows(record),
+        rows=(rows := numbers.agent_rows(record)),
+        gated=any(row.num_gated for row in rows),
         figures=[
             Shown(
                 name=entry.name,

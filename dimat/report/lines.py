@@ -110,6 +110,10 @@ def numbers_of(newest: RoundSummary) -> str:
         line += f" · consensus distance {words.plain(newest.consensus_distance)}"
     if newest.num_missing:
         line += f" · {words.count(newest.num_missing, 'edge')} unused"
+    if newest.num_refused:
+        line += f" · {words.count(newest.num_refused, 'refusal')}"
+    if newest.num_held_back:
+        line += f" · {words.count(newest.num_held_back, 'merge')} held back"
     return line
 
 

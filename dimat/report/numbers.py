@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ from dimat.coordinator import consensus
 from dimat.messages import Report, RoundSummary
 from dimat.report.record import RunRecord
 
-PHASES = ("train", "wait", "publish", "gather", "align", "fold", "calibrate", "evaluate", "sketch", "checkpoint")
+PHASES = (
+    "train", "wait", "publish", "gather", "align", "check", "fold", "calibrate", "gate", "evaluate", "sketch",
+    "checkpoint",
+)  # fmt: skip
 """Phases of a round in the order in which they are drawn."""
-MERGING = ("gather", "align", "fold", "calibrate")
+MERGING = ("gather", "align", "check", "fold", "calibrate", "gate")
 """The phases that there would be no need of without merging; waiting is counted apart."""
 
 Matrix = NDArray[np.float64]
@@ -35,6 +39,12 @@ class AgentRow:
     """0: it has not reported."""
     missing: Mapping[int, int]
     """How many merges went by without a neighbour, by neighbour."""
+    refused: Mapping[int, int]
+    """In how many of these the neighbour had answered and was refused, by neighbour."""
+    num_gated: int
+    """How many merges went through a gate ..."""
+    num_held_back: int
+    """... and of how many it took a part only, or nothing."""
     bytes_received: int
 
 
@@ -189,10 +199,7 @@ def agent_rows(record: RunRecord) -> list[AgentRow]:
 def _row(agent: int, reports: list[Report], member: Any) -> AgentRow:
     newest = reports[-1] if reports else None
     metrics: Mapping[str, float] = newest.metrics if newest else {}
-    missing: dict[int, int] = {}
-    for report in reports:
-        for other in report.missing:
-            missing[other] = missing.get(other, 0) + 1
+    shares = [report.metrics["gate"] for report in reports if "gate" in report.metrics]
     return AgentRow(
         agent=agent,
         state=member.state if member else "absent",
@@ -200,9 +207,16 @@ def _row(agent: int, reports: list[Report], member: Any) -> AgentRow:
         accuracy_before=metrics.get("accuracy_before", math.nan),
         accuracy=metrics.get("accuracy", math.nan),
         last_round=newest.round if newest else 0,
-        missing=dict(sorted(missing.items())),
+        missing=_counted(report.missing for report in reports),
+        refused=_counted(report.refused for report in reports),
+        num_gated=len(shares),
+        num_held_back=sum(share < 1 for share in shares),
         bytes_received=_total(report.bytes_received.values() for report in reports),
     )
+
+
+def _counted(groups: Iterable[Iterable[int]]) -> dict[int, int]:
+    return dict(sorted(Counter(other for group in groups for other in group).items()))
 
 
 def _total(groups: Iterable[Iterable[int]]) -> int:

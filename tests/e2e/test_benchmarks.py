@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("script", "words"),
     [
+        ("attack.py", "1 of 10 agents lie"),
         ("attention.py", "activations"),
         ("batch.py", "mergekit: absent, not compared"),
         ("barrier.py", "| MLP | the two nets |"),

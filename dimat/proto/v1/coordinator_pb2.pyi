@@ -234,7 +234,7 @@ class Member(_message.Message):
     def __init__(self, agent: _Optional[int] = ..., address: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., round: _Optional[int] = ..., phase: _Optional[str] = ..., waiting: _Optional[str] = ..., silent_s: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., num_samples: _Optional[int] = ..., histogram: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RoundSummary(_message.Message):
-    __slots__ = ("round", "mean_accuracy", "min_accuracy", "mean_accuracy_before_merge", "consensus_distance", "consensus_distance_before", "predicted_contraction", "observed_contraction", "mean_loss", "num_agents", "num_missing", "spectral_gap")
+    __slots__ = ("round", "mean_accuracy", "min_accuracy", "mean_accuracy_before_merge", "consensus_distance", "consensus_distance_before", "predicted_contraction", "observed_contraction", "mean_loss", "num_agents", "num_missing", "spectral_gap", "num_refused", "num_held_back")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEAN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +247,8 @@ class RoundSummary(_message.Message):
     NUM_AGENTS_FIELD_NUMBER: _ClassVar[int]
     NUM_MISSING_FIELD_NUMBER: _ClassVar[int]
     SPECTRAL_GAP_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_BACK_FIELD_NUMBER: _ClassVar[int]
     round: int
     mean_accuracy: float
     min_accuracy: float
@@ -259,7 +261,9 @@ class RoundSummary(_message.Message):
     num_agents: int
     num_missing: int
     spectral_gap: float
-    def __init__(self, round: _Optional[int] = ..., mean_accuracy: _Optional[float] = ..., min_accuracy: _Optional[float] = ..., mean_accuracy_before_merge: _Optional[float] = ..., consensus_distance: _Optional[float] = ..., consensus_distance_before: _Optional[float] = ..., predicted_contraction: _Optional[float] = ..., observed_contraction: _Optional[float] = ..., mean_loss: _Optional[float] = ..., num_agents: _Optional[int] = ..., num_missing: _Optional[int] = ..., spectral_gap: _Optional[float] = ...) -> None: ...
+    num_refused: int
+    num_held_back: int
+    def __init__(self, round: _Optional[int] = ..., mean_accuracy: _Optional[float] = ..., min_accuracy: _Optional[float] = ..., mean_accuracy_before_merge: _Optional[float] = ..., consensus_distance: _Optional[float] = ..., consensus_distance_before: _Optional[float] = ..., predicted_contraction: _Optional[float] = ..., observed_contraction: _Optional[float] = ..., mean_loss: _Optional[float] = ..., num_agents: _Optional[int] = ..., num_missing: _Optional[int] = ..., spectral_gap: _Optional[float] = ..., num_refused: _Optional[int] = ..., num_held_back: _Optional[int] = ...) -> None: ...
 
 class View(_message.Message):
     __slots__ = ("number", "state", "start_round", "stop_after", "reason", "members", "newest", "changes")
