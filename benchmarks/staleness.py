@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -94,11 +94,10 @@ def main() -> int:
     print("snapshots merged with before | discount      | oldest | the others | worst of them | the slow one")
     table: dict[tuple[bool, float, int], tuple[float, float, float]] = {}
     for again, power, oldest in (VARIANTS[0], VARIANTS[4]) if arguments.smoke else VARIANTS:
-        if again:
-            rows = [accuracies(seed, rounds, power, oldest) for seed in range(seeds)]
-        else:
-            with leaving_out_repeats():
-                rows = [accuracies(seed, rounds, power, oldest) for seed in range(seeds)]
+        rows = []
+        for seed in range(seeds):
+            with nullcontext() if again else leaving_out_repeats():
+                rows.append(accuracies(seed, rounds, power, oldest))
         others, worst, slow = (mean(column) for column in zip(*rows, strict=True))
         table[again, power, oldest] = others, worst, slow
         words = "used again" if again else "left out"

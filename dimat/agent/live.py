@@ -86,7 +86,8 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         yield from let_others_read(agent, last, published=last > start)
         return directive
     for number in (last - 1, last):
-        yield from _readers_have(agent, number)
+        # On the way readers are rounds behind and nobody notices; here they have all the time there is.
+        yield from _readers_have(agent, number, at_the_end=True)
     return directive
 
 
@@ -99,7 +100,7 @@ def _without_disk(agent: Agent, number: int, what: str) -> Iterator[None]:
         log.error("agent %d: the %s of round %d could not be written: %s", agent.id, what, number, error)
 
 
-def _readers_have(agent: Agent, number: int) -> Steps[None]:
+def _readers_have(agent: Agent, number: int, *, at_the_end: bool = False) -> Steps[None]:
     """Wait until everyone who reads round `number` has it: two rounds are kept, the third goes.
 
     Where reading is mutual the acknowledgements of `gather` have seen to that already.
@@ -108,4 +109,5 @@ def _readers_have(agent: Agent, number: int) -> Steps[None]:
         return
     readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:
-        yield Wait("acknowledged", readers, "snapshot", number, agent.patience_s("read", readers))
+        patience_s = agent.limits.ceiling_s if at_the_end else agent.patience_s("read", readers)
+        yield Wait("acknowledged", readers, "snapshot", number, patience_s)
