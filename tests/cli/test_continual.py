@@ -206,7 +206,7 @@ def test_help_has_examples(command: str) -> None:
 def test_the_module_runs_as_a_command(home: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", "dimat", "continual", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=home)
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=home)
 
     assert run("init", "led", "--base", "base.safetensors", "--method", "mean").returncode == 0
     done = run("add", "led", "a.safetensors", "--format", "json")

@@ -102,7 +102,7 @@ def test_a_ledger_is_served_sent_to_asked_and_ended(dimat: Dimat, tmp_path: Path
         assert dimat("export", address, "--out", "out.safetensors", "--force")[0] == 0
         assert dimat("export", address, "--out", "wide.safetensors", "--dtype", "bfloat16")[0] == 2
         process.send_signal(number)
-        assert process.wait(timeout=60) == code
+        assert process.wait(timeout=200) == code
     assert [entry.name for entry in Ledger.open(tmp_path / "merged").entries()] == ["a", "bee"]
 
 
@@ -186,7 +186,7 @@ def test_a_watch_ends_at_a_signal(dimat: Dimat, tmp_path: Path) -> None:
         (tmp_path / "a.safetensors").rename(incoming / "a.safetensors")
         assert process.stdout.readline().startswith("incoming/a.safetensors is in: number 1")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=200) == 0
 
 
 def test_an_address_is_one_and_a_folder_of_that_name_comes_first(

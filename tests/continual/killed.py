@@ -93,8 +93,8 @@ def every_line(home: Path, operation: str, stride: int) -> dict[str, int]:
         assert ledger.verify() == [], (line, ledger.verify())
         done = ledger.version != start.version
         kills["after" if done else "before"] += 1
-        assert picture(ledger)["models"] == (after if done else before)["models"], line
-        assert picture(ledger)["merged"] == (after if done else before)["merged"], line
+        found, wanted = picture(ledger), after if done else before
+        assert (found["models"], found["merged"]) == (wanted["models"], wanted["merged"]), line
         if not done:
             change(ledger)
         else:  # the next writer clears what the killed one left

@@ -28,7 +28,7 @@ from dimat.transport.grpc.continual_gate import Limits
 from dimat.transport.grpc.continual_server import ContinualServer
 from dimat.transport.grpc.frames import data_frame
 
-DEADLINE_S = 30.0
+DEADLINE_S = 100.0
 
 
 def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ DRIVER = Path(__file__).with_name("killed.py")
 def run(home: Path, operation: str, number: int) -> dict[str, int]:
     command = [sys.executable, "-W", "error", str(DRIVER), str(home), operation, str(number)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     answer: dict[str, int] = json.loads(done.stdout)
     return answer

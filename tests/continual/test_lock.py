@@ -136,14 +136,14 @@ def test_a_lock_file_that_was_deleted_lets_no_second_writer_in(tmp_path: Path) -
                 inside += 1
                 most = max(most, inside)
             started.set()
-            go_on.wait(10)
+            go_on.wait(60)
             with mutex:
                 inside -= 1
 
     started, go_on = threading.Event(), threading.Event()
     first, waiting = (threading.Thread(target=write) for _ in range(2))
     first.start()
-    assert started.wait(10)
+    assert started.wait(60)
     waiting.start()
     time.sleep(0.1)  # it waits for the first one's file
     path.unlink()
@@ -152,9 +152,9 @@ def test_a_lock_file_that_was_deleted_lets_no_second_writer_in(tmp_path: Path) -
     fcntl.flock(holder, fcntl.LOCK_EX)
     started.clear()
     go_on.set()
-    first.join(10)
+    first.join(60)
     assert not started.wait(0.3)  # the deleted file is free, the one that took its place is not
     os.close(holder)
-    waiting.join(10)
+    waiting.join(60)
     assert started.is_set()
     assert most == 1

@@ -169,7 +169,7 @@ def test_a_file_that_is_changed_meanwhile_is_told_and_not_sent_for_another(tmp_p
 
     again = model(tmp_path, "b", 2)
     with served(at) as address, pytest.raises(DimatError, match="was changed while it was read"):
-        submit(address, again, tell=cut, timeout_s=5.0)
+        submit(address, again, tell=cut, timeout_s=30.0)
     assert len(at.entries()) == 1
 
 

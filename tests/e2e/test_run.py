@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -42,14 +44,17 @@ def flags(settings: list[str]) -> list[str]:
     return [part for setting in settings for part in ("-s", setting)]
 
 
-def simulated(folder: Path, settings: list[str]) -> Path:
-    config = load_config(None, settings)
-    simulate(config, prepare(config, folder))
-    return folder
+@cache
+def simulated(*settings: str, round: int) -> tuple[bytes, ...]:
+    """Every agent's checkpoint of a round where these settings are simulated, computed once for all tests."""
+    config = load_config(None, list(settings))
+    with TemporaryDirectory() as folder:
+        simulate(config, prepare(config, Path(folder) / "run"))
+        return bits(Path(folder) / "run", round, config.agents)
 
 
-def bits(folder: Path, round: int, agents: int = 3) -> list[bytes]:
-    return [(folder / "checkpoints" / str(a) / f"{round}.safetensors").read_bytes() for a in range(agents)]
+def bits(folder: Path, round: int, agents: int = 3) -> tuple[bytes, ...]:
+    return tuple((folder / "checkpoints" / str(a) / f"{round}.safetensors").read_bytes() for a in range(agents))
 
 
 def reports(folder: Path) -> list[Report]:
@@ -107,7 +112,7 @@ def test_a_run_ends_with_the_bits_of_its_simulation(tmp_path: Path, shape: str, 
     )
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert bits(tmp_path / "run", 4) == bits(simulated(tmp_path / "simulated", SMALL), 4)
+    assert bits(tmp_path / "run", 4) == simulated(*SMALL, round=4)
 
     result = json.loads(output.splitlines()[-1])
     assert result["rounds"] == 4
@@ -141,7 +146,7 @@ def test_an_interrupted_run_continues_to_the_bits_of_an_undisturbed_one(tmp_path
     process = start(*command)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert bits(folder, 60) == bits(simulated(tmp_path / "simulated", LONG), 60)
+    assert bits(folder, 60) == simulated(*LONG, round=60)
 
 
 @pytest.mark.parametrize("moment", ["while agents gather", "in the middle of a round"])
@@ -171,7 +176,7 @@ def test_the_coordinator_may_be_killed_and_loses_nothing(tmp_path: Path, start: 
     os.kill(first["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert bits(folder, 60) == bits(simulated(tmp_path / "simulated", LONG), 60), "training did not notice"
+    assert bits(folder, 60) == simulated(*LONG, round=60), "training did not notice"
     assert sorted((r.agent, r.round) for r in reports(folder)) == [(a, r) for a in range(3) for r in range(1, 61)]
     coordinators = [entry for entry in processes(folder) if entry["role"] == "coordinator"]
     assert len(coordinators) == 2
@@ -207,7 +212,7 @@ def test_two_torchrun_nodes_finish_one_run_together(tmp_path: Path, start: Start
     ]  # fmt: skip
     for number, node in enumerate(nodes):
         assert node.wait(timeout=240) == 0, (tmp_path / f"{number}.log").read_text()
-    assert bits(folder, 4, agents=4) == bits(simulated(tmp_path / "simulated", settings), 4, agents=4)
+    assert bits(folder, 4, agents=4) == simulated(*settings, round=4)
 
 
 def test_a_launch_that_fails_leaves_no_coordinator_behind(tmp_path: Path, start: Start) -> None:
@@ -233,7 +238,7 @@ def test_the_launch_scripts(tmp_path: Path, script: str) -> None:
         env={**os.environ, "PYTHON": sys.executable}, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert bits(tmp_path / "run", 4) == bits(simulated(tmp_path / "simulated", SMALL), 4)
+    assert bits(tmp_path / "run", 4) == simulated(*SMALL, round=4)
 
 
 def test_a_neighbour_with_another_model_is_refused_by_name(tmp_path: Path, start: Start) -> None:

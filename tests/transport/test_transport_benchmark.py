@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transport.py"
 def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     out = tmp_path / "transport.json"
     command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(out.read_text())["rows"]
     assert set(row["rate_mb_per_s"]) == {"ours", "aio", "sync"}
