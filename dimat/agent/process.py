@@ -77,7 +77,7 @@ def run_agent(
             insecure=insecure,
             credentials=credentials,
             may_read=lambda peer: may_read(agent, peer),  # nobody asks before the transport is started
-            limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents),
+            limits=Limits(config.security.max_calls_per_s, config.security.max_calls, config.num_seats),
         )
 
     agent = build_agent(config, agent_id, folder, session, make_transport)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dimat.errors import EXIT_DONE, UsageError
+from dimat.cli.secured import open_line
+from dimat.errors import EXIT_DONE, PeerUnavailable, UsageError
 from dimat.messages import Directive, Drain
 from dimat.runfolder import processes
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.security import ADMIN
 
 TIMEOUT_S = 10.0
 
 
-def drain_command(run: str, agent: int, format: str) -> int:
+def drain_command(run: str, agent: int, format: str, certs: Path | None = None, insecure: bool = False) -> int:
     """Ask the coordinator; prints after which round the agent leaves."""
-    line = CoordinatorClient(coordinator_of(run))
+    address = coordinator_of(run)
+    spoken = open_line(address, certs, None if certs is None else ADMIN.name, insecure)
+    line = CoordinatorClient(address, **spoken.settings())
     try:
         directive: Directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
+    except PeerUnavailable as failure:
+        raise line.untrusted() or failure from None
     finally:
         line.close()
     if format == "json":

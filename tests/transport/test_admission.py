@@ -196,6 +196,7 @@ def test_who_may_do_what() -> None:
         assert allowed(coordinator[f"/dimat.v1.Coordinator/{name}"], request) == ["agent 1"]
     everybody = ["agent 1", "agent 2", "the coordinator", "an admin", "an onlooker"]
     assert allowed(coordinator["/dimat.v1.Coordinator/Watch"]) == everybody
+    assert allowed(coordinator["/dimat.v1.Coordinator/Drain"], coordinator_pb2.DrainRequest(agent=1)) == ["an admin"]
     ledger = ledger_rules()
     assert allowed(ledger["/dimat.v1.Continual/Submit"]) == ["agent 1", "agent 2", "an admin"]
     assert allowed(ledger["/dimat.v1.Continual/Status"]) == everybody
@@ -260,7 +261,7 @@ def test_bytes_that_are_no_message_are_refused_and_not_a_defect(caplog: pytest.L
     server = serve_coordinator(Nobody())
     address = server.start()
     with caplog.at_level(logging.ERROR), grpc.insecure_channel(address) as channel:
-        for name in ("Join", "Heartbeat", "Report"):
+        for name in ("Join", "Heartbeat", "Report", "Drain"):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/dimat.v1.Coordinator/{name}")(b"\xff\xff\xff", timeout=5)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -279,7 +280,7 @@ class Nobody:
         return View(0, "forming")
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("join", "heartbeat", "report"):
+        if name in ("join", "heartbeat", "report", "drain"):
 
             def refuse(value: object) -> None:
                 raise UsageError(f"{name} was reached")
