@@ -1,4 +1,4 @@
-"""Who may fetch from an agent: whoever reads it by the graph, now, a moment ago or in the next round."""
+"""Who may fetch from an agent: whoever reads it by the graph, now or a moment ago, and members that catch up."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ from dimat.transport.base import HISTORY
 
 
 def may_read(agent: Agent, peer: int) -> bool:
-    """Whether `peer` may have what `agent` has published.
+    """Whether `peer` may have what `agent` has published. Called while the round goes on, from the thread that serves.
 
-    A reader may be as many rounds behind as are kept; where the graph changes from round to round the edges of all
-    these count. Before the first merge everything is read that the first window has edges for: the tree along
-    which a basis is agreed is among them. The last merge over the complete graph is for everybody in the run.
-
-    Repairs count beside the graph as it was planned: an agent that comes back asks its former neighbours for a model.
-    A newcomer of an elastic run has no neighbours yet, and may ask anybody.
+    A reader may be as many rounds behind as are kept, and may not have heard yet how the graph was repaired: the edges
+    of these rounds count, and those that the run began with. Before the first merge everything is read that the first
+    window has edges for; the tree along which a basis is agreed is among them. The last merge over the complete graph
+    is for everybody, and a member that is not in the graph takes its first model from anybody: it was away, or is new.
     """
     if not 0 <= peer < agent.config.num_seats or peer == agent.id:
         return False
-    if peer >= agent.config.agents:
-        return True
     now = agent.status.round
     if agent.config.merge.final == "complete" and now >= agent.config.rounds:
         return True
-    if any(
-        peer in agent.topology_in(round).readers(agent.id, round - 1) for round in range(max(1, now - HISTORY), now + 2)
-    ):
+    if peer in agent.away(now):
         return True
-    if agent.id >= agent.config.agents:
-        return False
-    topology = agent.topology
     # Rounds count from one, those of a topology from zero.
-    recent = range(max(0, now - 1 - HISTORY), now)
-    rounds = (0,) if topology.static else sorted({*recent, *topology.window()})
-    return any(peer in topology.readers(agent.id, round) for round in rounds)
+    recent = [round for round in range(now - HISTORY, now + 1) if round >= 1]
+    if any(peer in agent.topology_in(round).readers(agent.id, round - 1) for round in recent):
+        return True
+    return agent.id < agent.topology.num_agents and any(
+        peer in agent.topology.readers(agent.id, round) for round in agent.topology.window()
+    )

@@ -112,16 +112,16 @@ class Agent:
         return frozenset(range(self.config.agents, self.config.num_seats))  # seats for those who come later
 
     def topology_in(self, round: int) -> Topology:
-        """The topology with the repairs that hold in `round`."""
+        """The topology with the repairs that hold in `round`; called by the round and by the thread that serves."""
         away = self.away(round)
-        topology = self.repaired.get(away)  # the transport's thread asks as well
-        if topology is None:
+        known = self.repaired.get(away)  # another thread may forget it between two looks
+        if known is None:
             if len(self.repaired) > MAX_REPAIRED:
                 self.repaired.clear()
             newcomers = set(range(self.config.agents, self.config.num_seats)) - away
             grown = with_newcomers(self.topology, self.config.num_seats, newcomers)
-            topology = self.repaired[away] = without_agents(grown, away, self.config.membership.repair)
-        return topology
+            known = self.repaired[away] = without_agents(grown, away, self.config.membership.repair)
+        return known
 
     def hear(self, directive: Directive) -> None:
         """Take over what the coordinator said of the others. Called by the round and by the heartbeat's thread.

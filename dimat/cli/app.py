@@ -10,7 +10,6 @@ import typer
 
 from dimat.cli import certs, continual, topology
 from dimat.cli.options import (
-    As,
     Certs,
     Config,
     Format,
@@ -166,7 +165,6 @@ def drain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its coordinator's HOST:PORT.")],
     agent: Annotated[int, typer.Argument(help="Who shall leave.", min=0)],
     certs: Certs = None,
-    identity: As = None,
     insecure: Insecure = False,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
@@ -174,15 +172,17 @@ def drain(
 ) -> None:
     """Have one agent leave a run in order: the others are told beforehand, and go on without it.
 
+    Where a run has certificates this takes an admin's.
+
     \b
-    Example:
+    Examples:
       dimat drain runs/hospitals-1f2e3d4c 3
-      dimat drain 10.0.0.1:7000 3 --certs certs --as admin
+      dimat drain 10.0.0.1:7000 3 --certs certs
     """
     set_up_logging(verbose, quiet)
     from dimat.cli.drain import drain_command
 
-    raise typer.Exit(drain_command(run, agent, format.value, certs, identity, insecure))
+    raise typer.Exit(drain_command(run, agent, format.value, certs, insecure))
 
 
 @app.command()

@@ -6,22 +6,24 @@ import json
 from pathlib import Path
 
 from dimat.cli.secured import open_line
-from dimat.errors import EXIT_DONE, UsageError
+from dimat.errors import EXIT_DONE, PeerUnavailable, UsageError
 from dimat.messages import Directive, Drain
 from dimat.runfolder import processes
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.security import ADMIN
 
 TIMEOUT_S = 10.0
 
 
-def drain_command(
-    run: str, agent: int, format: str, certs: Path | None = None, identity: str | None = None, insecure: bool = False
-) -> int:
-    """Ask the coordinator, as an admin where it asks for certificates; prints after which round the agent leaves."""
+def drain_command(run: str, agent: int, format: str, certs: Path | None = None, insecure: bool = False) -> int:
+    """Ask the coordinator; prints after which round the agent leaves."""
     address = coordinator_of(run)
-    line = CoordinatorClient(address, **open_line(address, certs, identity, insecure).settings())
+    spoken = open_line(address, certs, None if certs is None else ADMIN.name, insecure)
+    line = CoordinatorClient(address, **spoken.settings())
     try:
         directive: Directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
+    except PeerUnavailable as failure:
+        raise line.untrusted() or failure from None
     finally:
         line.close()
     if format == "json":

@@ -76,7 +76,7 @@ def run_coordinator(
     signals = Signals()
     with signals.listen(), Store.open(run_folder) as store:
         coordinator = _take_up(config, diameter, store, lease_s)
-        limits = Limits(config.security.max_calls_per_s, config.security.max_calls, config.agents)
+        limits = Limits(config.security.max_calls_per_s, config.security.max_calls, config.num_seats)
         settings = {"advertise": advertise, "insecure": insecure, "credentials": credentials, "limits": limits}
         server, address = _listen(coordinator, store, host, port, settings)
         try:

@@ -1,90 +1,92 @@
 """Who may fetch from an agent is who reads it by the graph; the oracle is the mixing matrix itself."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dimat.agent.readers import may_read
+from dimat.agent.state import Agent
 from dimat.agent.status import Status
-from dimat.config import RunConfig, load_config
-from dimat.topology import Topology, load_topology, with_newcomers, without_agents
+from dimat.config import load_config
+from dimat.messages import Change
+from dimat.topology import load_topology
 from dimat.transport.base import HISTORY
 
 
-def stand_in(config: RunConfig, topology: Topology, agent: int, round: int) -> Any:
-    return SimpleNamespace(
-        id=agent, config=config, topology=topology, status=Status(round=round), topology_in=lambda round: topology
-    )
+def agent_of(
+    graph: str, number: int, round: int, *settings: str, away: dict[int, tuple[int, ...]] | None = None
+) -> Any:
+    """An agent that knows its place and who is away from which round on, and nothing else."""
+    config = load_config(None, ["agents=8", f"topology.graph={graph}", *settings])
+    made = Agent.__new__(Agent)
+    made.id, made.config, made.status = number, config, Status(round=round)
+    made.topology = load_topology(graph, 8)
+    made.repaired = {}
+    told = sorted((away or {}).items())
+    made.changes = tuple(Change(number + 1, from_round, gone) for number, (from_round, gone) in enumerate(told))
+    return made
 
 
-@pytest.mark.parametrize("graph", ["ring", "star", "exponential", "complete"])
+def readers(agent: Any) -> set[int]:
+    return {peer for peer in range(-2, 20) if may_read(agent, peer)}
+
+
+@pytest.mark.parametrize("graph", ["ring", "star", "exponential", "complete", "torus"])
 def test_it_is_who_has_a_weight_for_it(graph: str) -> None:
-    config = load_config(None, ["agents=6", f"topology.graph={graph}"])
-    topology = load_topology(graph, 6)
-    matrix = topology.matrix(0)
-    for agent in range(6):
-        for peer in range(-1, 8):
-            reads = 0 <= peer < 6 and peer != agent and matrix[peer, agent] > 0
-            assert may_read(stand_in(config, topology, agent, round=3), peer) == reads
+    matrix = load_topology(graph, 8).matrix(0)
+    for number in range(8):
+        expected = {peer for peer in range(8) if peer != number and matrix[peer, number] > 0}
+        assert readers(agent_of(graph, number, 3)) == expected
 
 
 def test_on_directed_graphs_reading_is_one_way() -> None:
-    config = load_config(None, ["agents=8", "topology.graph=exponential"])
-    topology = load_topology("exponential", 8)
-    one_way = [
-        (reader, read)
-        for reader in range(8)
-        for read in range(8)
-        if may_read(stand_in(config, topology, read, 1), reader)
-        and not may_read(stand_in(config, topology, reader, 1), read)
-    ]
-    assert one_way
+    read_by = {number: readers(agent_of("exponential", number, 1)) for number in range(8)}
+    assert any(a in read_by[b] and b not in read_by[a] for a in range(8) for b in range(8))
 
 
 def test_where_the_graph_changes_the_rounds_that_are_kept_count() -> None:
-    name = "one_peer_exponential"
-    config = load_config(None, ["agents=8", f"topology.graph={name}"])
-    topology = load_topology(name, 8)
+    topology = load_topology("one_peer_exponential", 8)
     assert not topology.static
     for now in range(1, 12):
-        for agent in range(8):
-            readers = {peer for peer in range(8) if may_read(stand_in(config, topology, agent, now), peer)}
+        for number in range(8):
+            found = readers(agent_of("one_peer_exponential", number, now))
             for kept in range(max(1, now - HISTORY), now + 1):
-                assert set(topology.readers(agent, kept - 1)) <= readers
+                assert set(topology.readers(number, kept - 1)) <= found
 
 
 def test_the_last_merge_is_for_everybody_in_the_run_and_for_nobody_before() -> None:
-    config = load_config(None, ["agents=6", "merge.final=complete", "rounds=5"])
-    topology = load_topology("ring", 6)
-    assert [peer for peer in range(-1, 7) if may_read(stand_in(config, topology, 0, 5), peer)] == [1, 2, 3, 4, 5]
-    assert [peer for peer in range(-1, 7) if may_read(stand_in(config, topology, 0, 4), peer)] == [1, 5]
+    settings = ("merge.final=complete", "rounds=5")
+    assert readers(agent_of("ring", 0, 5, *settings)) == set(range(1, 8))
+    assert readers(agent_of("ring", 0, 4, *settings)) == {1, 7}
 
 
 @pytest.mark.parametrize("graph", ["ring", "star", "exponential", "one_peer_exponential"])
 def test_a_child_may_always_read_its_parent_in_the_tree_of_the_basis(graph: str) -> None:
-    config = load_config(None, ["agents=8", f"topology.graph={graph}"])
-    topology = load_topology(graph, 8)
-    for child, parent in topology.tree()[1].items():
+    for child, parent in load_topology(graph, 8).tree()[1].items():
         for now in (0, 1, 7):
-            assert may_read(stand_in(config, topology, parent, now), child)
+            assert may_read(agent_of(graph, parent, now), child)
 
 
-def test_a_bridge_lets_its_ends_read_each_other_and_a_former_neighbour_may_come_back() -> None:
-    config = load_config(None, ["agents=6"])
-    topology = load_topology("ring", 6)
-    agent = stand_in(config, topology, 0, 9)
-    assert not may_read(agent, 2)
-    agent.topology_in = lambda round: without_agents(topology, [1] if round >= 10 else [])
-    assert may_read(agent, 2)  # in the next round, which 2 may have begun
-    assert may_read(agent, 1)
-    assert not may_read(agent, 3)
+def test_a_repair_opens_the_new_edge_from_its_round_on() -> None:
+    """Agent 2 of the ring goes: 1 and 3 read each other from round 20 on, and not before."""
+    change = {20: (2,)}
+    assert readers(agent_of("ring", 1, 19, away=change)) == {0, 2}
+    assert 3 in readers(agent_of("ring", 1, 20, away=change))
+    assert 3 in readers(agent_of("ring", 1, 40, away=change))
+    assert 4 not in readers(agent_of("ring", 1, 40, away=change))
 
 
-def test_a_newcomer_may_ask_anybody_and_is_read_by_its_neighbours() -> None:
-    config = load_config(None, ["agents=6", "membership.elastic=true", "membership.max_agents=8"])
-    topology = load_topology("ring", 6)
-    assert may_read(stand_in(config, topology, 3, 9), 7)
-    newcomer = stand_in(config, topology, 6, 9)
-    newcomer.topology_in = lambda round: with_newcomers(topology, 8, [6])
-    assert [peer for peer in range(9) if may_read(newcomer, peer)] == [0, 1, 7]
+def test_a_member_that_was_away_takes_a_model_from_anybody_until_it_is_back() -> None:
+    change: dict[int, tuple[int, ...]] = {20: (4,), 40: ()}
+    assert 4 not in readers(agent_of("ring", 0, 19, away=change))
+    assert 4 in readers(agent_of("ring", 0, 30, away=change))
+    assert 4 not in readers(agent_of("ring", 0, 40, away=change))
+
+
+def test_a_newcomer_takes_its_first_model_from_anybody_and_then_reads_its_own_edge() -> None:
+    elastic = ("membership.elastic=true", "membership.max_agents=9")
+    assert readers(agent_of("ring", 3, 10, *elastic)) == {2, 4, 8}, "the seat is free, and there is one such seat"
+    joined: dict[int, tuple[int, ...]] = {20: ()}
+    found = [number for number in range(8) if 8 in readers(agent_of("ring", number, 30, *elastic, away=joined))]
+    assert len(found) == 2, "it was woven into one edge"
+    assert readers(agent_of("ring", 8, 30, *elastic, away=joined)) == set(found)

@@ -196,6 +196,7 @@ def test_who_may_do_what() -> None:
         assert allowed(coordinator[f"/dimat.v1.Coordinator/{name}"], request) == ["agent 1"]
     everybody = ["agent 1", "agent 2", "the coordinator", "an admin", "an onlooker"]
     assert allowed(coordinator["/dimat.v1.Coordinator/Watch"]) == everybody
+    assert allowed(coordinator["/dimat.v1.Coordinator/Drain"], coordinator_pb2.DrainRequest(agent=1)) == ["an admin"]
     ledger = ledger_rules()
     assert allowed(ledger["/dimat.v1.Continual/Submit"]) == ["agent 1", "agent 2", "an admin"]
     assert allowed(ledger["/dimat.v1.Continual/Status"]) == everybody

@@ -21,12 +21,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dimat.cli.drain import drain_command
 from dimat.errors import NoCoordinator, NotTrusted, TransportError, UsageError
 from dimat.messages import Directive, Drain, Header, Heartbeat, Join, Payload, Report, Tensor, TensorSpec, View, digest
 from dimat.proto.v1 import peer_pb2
 from dimat.transport.base import Buffer, Fetch, Wait
 from dimat.transport.grpc import GrpcControl, GrpcTransport, await_coordinator, serve_coordinator, watch
 from dimat.transport.grpc.client import PeerClient
+from dimat.transport.grpc.coordinator_client import CoordinatorClient
 from dimat.transport.grpc.loop import LoopThread
 from dimat.transport.grpc.peer_service import PeerService
 from dimat.transport.security import ADMIN, COORDINATOR, ONLOOKER, Credentials, agent, load_credentials
@@ -314,7 +316,7 @@ class Handler:
 
     def drain(self, drain: Drain) -> Directive:
         self.reached.append(f"drain {drain.agent}")
-        return Directive(9, "asked to leave")
+        return Directive(stop_after=5)
 
     def changed(self, after: int, timeout_s: float) -> View:
         return View(1, "done")
@@ -365,6 +367,24 @@ def test_whoever_has_an_identity_may_watch_and_no_more(lab: Path, coordinator: t
         control.join(join(1), 10.0)
     assert handler.reached == []
     control.close()
+
+
+def test_only_an_admin_has_an_agent_leave(
+    lab: Path, coordinator: tuple[Handler, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even the agent that is meant: who plays it could send the others' neighbours away one by one."""
+    handler, address = coordinator
+    for who in (agent(1), agent(2), ONLOOKER, COORDINATOR):
+        line = CoordinatorClient(address, credentials=load_credentials(lab, who))
+        with pytest.raises(UsageError, match=f"this is for an admin, and you are {who}"):
+            line.call("Drain", Drain(1), Directive, 10.0)
+        line.close()
+    with pytest.raises(NotTrusted, match="certificates are asked for there"):
+        drain_command(address, 1, "text")
+    assert handler.reached == []
+    assert drain_command(address, 1, "text", lab) == 0
+    assert handler.reached == ["drain 1"]
+    assert "agent 1 leaves after round 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("who", STRANGERS)

@@ -62,6 +62,9 @@ class Handler:
 
     report = heartbeat
 
+    def drain(self, drain: Any) -> Directive:
+        raise AssertionError("a pickle was taken for a wish")
+
     def changed(self, after: int, timeout_s: float) -> View:
         return View(1, "done")
 

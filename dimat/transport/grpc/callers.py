@@ -99,8 +99,11 @@ def coordinator_rules() -> Mapping[str, Rule]:
         itself(caller, request.agent)
 
     service = "/dimat.v1.Coordinator/"
-    members = {f"{service}{name}": member for name in ("Join", "Heartbeat", "Report")}
-    return {**members, f"{service}Watch": anybody, f"{service}Drain": require_admin}
+    return {
+        **{f"{service}{name}": member for name in ("Join", "Heartbeat", "Report")},
+        f"{service}Drain": require_admin,
+        f"{service}Watch": anybody,
+    }
 
 
 def ledger_rules() -> Mapping[str, Rule]:
