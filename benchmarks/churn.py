@@ -49,7 +49,7 @@ from dimat.simulate import simulate
 RESULTS = Path(__file__).parent / "results" / "churn.json"
 NUM_SEEDS, NUM_ROUNDS, SMOKE_ROUNDS = 10, 200, 60
 MOST_WORSE = 0.02
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
 SETTINGS = [
     "name=churn",
     "agents=5",
