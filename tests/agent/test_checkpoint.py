@@ -133,3 +133,14 @@ def test_tied_parameters_are_no_obstacle(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     save_checkpoint(tmp_path, checkpoint(1, model, optimizer), keep=1)
     assert torch.equal(load_checkpoint(tmp_path, 1).model["b.weight"], model.a.weight)
+
+
+def test_what_was_usual_comes_back_and_older_checkpoints_know_nothing_of_it(tmp_path: Path) -> None:
+    usual = {"parameters": (0.1 + 0.2, 1e-300), "buffers": ()}
+    save_checkpoint(tmp_path, replace(checkpoint(3, *trained("SGD")), usual=usual), keep=2)
+    assert load_checkpoint(tmp_path, 3).usual == usual
+    path = tmp_path / "3.json"
+    record = json.loads(path.read_text())
+    del record["usual"]
+    path.write_text(json.dumps(record))
+    assert load_checkpoint(tmp_path, 3).usual == {}
