@@ -76,11 +76,12 @@ class FaultyTransport:
         answers: dict[int, Payload | TransportError] = {}
         whole = []
         for fetch in fetches:
-            cut = cut_off(self._faults, self._agent, (fetch.peer,), fetch.round) if fetch.round is not None else {}
+            # Who asks for the newest round is itself in the one that it published last.
+            round = fetch.round if fetch.round is not None else self._last.header.round if self._last else 0
+            cut = cut_off(self._faults, self._agent, (fetch.peer,), round)
             if fetch.peer in cut:
                 answers[fetch.peer] = PeerUnavailable(
-                    f"the link to agent {fetch.peer} is cut in round {fetch.round}, as the fault plan says: "
-                    f"{cut[fetch.peer]}"
+                    f"the link to agent {fetch.peer} is cut in round {round}, as the fault plan says: {cut[fetch.peer]}"
                 )
             else:
                 whole.append(fetch)

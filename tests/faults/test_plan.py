@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dimat.agent.status import Status
 from dimat.config import load_config
-from dimat.errors import ConfigError
-from dimat.faults import phase_hook, planned
+from dimat.errors import ConfigError, PeerUnavailable
+from dimat.faults import FaultyTransport, phase_hook, planned
+from dimat.messages import Header, Payload
+from dimat.snapshot.encode import encode, schema_of
+from dimat.transport.base import Buffer, Fetch
 from dimat.transport.memory import MemoryHub, MemoryTransport
 
 CULPRIT, ROUND = 1, 3
@@ -287,3 +291,19 @@ def test_a_plan_is_refused_before_anything_starts(fault: str, words: str) -> Non
     with pytest.raises(ConfigError) as refused:
         load_config(None, [f"faults=[{fault}]"])
     assert words in str(refused.value)
+
+
+def test_the_newest_round_does_not_come_over_a_cut_link(tmp_path: Path) -> None:
+    """Who asks for whatever there is asks in the round that it published last itself."""
+    state = {"w": torch.ones(3)}
+    hub, schema = MemoryHub(), schema_of(state)
+    faults = load_config(None, ["faults=[{do: drop_link, between: [0, 1], rounds: [2, 2]}]"]).faults
+    alice, bob = (FaultyTransport(MemoryTransport(agent, "s", schema, hub), agent, faults) for agent in (0, 1))
+    for door in (alice, bob):
+        door.start()
+    newest, answers = Fetch(0, "snapshot", None, Buffer(schema)), []
+    for round in (1, 2, 3):
+        for agent, door in enumerate((alice, bob)):
+            door.publish(encode(state, Header("snapshot", round, agent)))
+        answers.append(type(bob.gather((newest,), 1.0)[0]))
+    assert answers == [Payload, PeerUnavailable, Payload]

@@ -22,6 +22,7 @@ from dimat.messages import Change, Directive, Drain, Heartbeat, Join, Member, Re
 from dimat.runfolder import register_process
 from dimat.transport.grpc import GrpcControl, serve_coordinator, watch
 from dimat.transport.grpc.coordinator_client import CoordinatorClient
+from dimat.transport.grpc.loop import LoopThread
 from dimat.transport.memory import MemoryControl
 
 
@@ -389,6 +390,49 @@ def test_a_watch_that_is_closed_from_another_thread_ends(control: GrpcControl, h
     looking.join(timeout=20.0)
     assert not looking.is_alive()
     server.close()
+
+
+def test_a_watch_that_nobody_holds_may_be_collected_on_the_loop(control: GrpcControl, handler: Coordinator) -> None:
+    """Garbage is collected by whichever thread allocates next; one that waits there for the loop stops all of gRPC."""
+    server = serve(handler, control)
+    line = CoordinatorClient(control.address)
+    try:
+        handler.show(reason="begun")
+        views = line.views(-1, time.monotonic() + 60.0)
+        assert next(views).reason == "begun"
+        closed = threading.Event()
+
+        def collect() -> None:
+            views.close()  # type: ignore[attr-defined]  # it is a generator
+            closed.set()
+
+        loop, _ = line._dialled()
+        loop.loop.call_soon_threadsafe(collect)
+        assert closed.wait(20.0)
+        assert control.heartbeat(Heartbeat(0, "s", 3, "train")).stop_after == 4
+    finally:
+        line.close()
+        server.close()
+
+
+def test_the_loop_does_not_wait_for_itself() -> None:
+    loop = LoopThread.acquire()
+    told: list[BaseException | None] = []
+
+    async def inner() -> None:
+        return None
+
+    async def outer() -> None:
+        try:
+            loop.run(inner())
+        except RuntimeError as error:
+            told.append(error)
+
+    try:
+        loop.run(outer())
+    finally:
+        loop.release()
+    assert "cannot wait" in str(told[0])
 
 
 def test_in_memory_everything_arrives() -> None:

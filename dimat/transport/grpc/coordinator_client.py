@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -90,9 +91,6 @@ class CoordinatorClient:
                     raise
                 return grpc.aio.EOF  # closed by another thread while this one watched
 
-        async def hang_up(call: Any) -> None:
-            call.cancel()
-
         call = loop.run(dial())
         try:
             while (message := loop.run(read(call))) is not grpc.aio.EOF:
@@ -101,8 +99,10 @@ class CoordinatorClient:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise errors.from_status(error, self.whom) from None
         finally:
-            if not self._closed:
-                loop.run(hang_up(call))
+            # Not waited for: a generator that nobody holds any more is closed by whatever thread happens to collect
+            # garbage, and that may be the loop's own.
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and all its calls with it
+                loop.loop.call_soon_threadsafe(call.cancel)
 
     def untrusted(self) -> NotTrusted | None:
         """Why there can be no line, if certificates are the reason; asks on a connection of its own."""

@@ -50,7 +50,14 @@ class LoopThread:
         self.loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` on the loop while this thread waits; an interrupt of this thread cancels it."""
+        """Do `work` on the loop while this thread waits; an interrupt of this thread cancels it.
+
+        Raises:
+            RuntimeError: this is the loop's own thread, which would wait for itself for ever.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the loop's thread cannot wait for the loop")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
