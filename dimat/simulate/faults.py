@@ -39,6 +39,11 @@ class Stall:
             self.first = min(missed)
         return min(missed) >= self.first + self.num_deadlines
 
+    def turn_is_over(self) -> bool:
+        """One turn of the others has begun; whether those that the stall lasts are over."""
+        self.num_deadlines -= 1
+        return self.num_deadlines < 0
+
 
 class Holdable:
     """Steps in a thread of their own, so that a stall can hold them where no `yield` stands.

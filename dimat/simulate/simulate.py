@@ -49,6 +49,10 @@ class Running:
         """Whether what it waits for is there."""
         return not self.done and not isinstance(self.wait, Stall) and not self.missing()
 
+    def is_async(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.agent.config.exchange.mode == "async"
+
     def missing(self) -> frozenset[int]:
         """The agents that it waits for; empty while a stall holds it."""
         if not isinstance(self.wait, Wait):
@@ -136,7 +140,9 @@ def runnable(running: list[Running]) -> list[Running]:
     """The agents to step now, by id: those that have what they wait for; else the one that has waited longest."""
     ready = [one for one in running if one.can_go_on()]
     if ready:
-        return ready
+        # Where nobody waits there are no deadlines to count: a stall then is as many turns of the others.
+        over = [one for one in running if isinstance(one.wait, Stall) and one.is_async() and one.wait.turn_is_over()]
+        return sorted([*ready, *over], key=lambda one: one.agent.id)
     left = [one for one in running if not one.done]
     waiting = [one for one in left if isinstance(one.wait, Wait)]
     for one in left:

@@ -177,6 +177,18 @@ def test_a_stall_of_two_deadlines_is_missed_for_two_rounds(run: Any) -> None:
         assert sorted(told.reports[agent, ROUND + 1].missing) == ([CULPRIT] if agent in NEIGHBOURS else [])
 
 
+def test_without_waiting_a_stall_lasts_as_many_turns_of_the_others(run: Any) -> None:
+    """The others go on with what it published last; it comes to its own end after them."""
+    plan, mode = at("stall", seconds=150), ("exchange.mode=async",)
+    told, again, undisturbed = run(plan, settings=mode), run(plan, settings=mode), run(settings=mode)
+    for agent in range(4):
+        assert told.rounds_of(agent) == [1, 2, 3, 4, 5]
+        assert told.bits(agent) == again.bits(agent)
+    assert told.bits(0, ROUND - 1) == undisturbed.bits(0, ROUND - 1)
+    assert told.bits(0) != undisturbed.bits(0)
+    assert told.bits(CULPRIT) != undisturbed.bits(CULPRIT)
+
+
 def test_a_stall_shorter_than_the_deadline_changes_nothing(run: Any) -> None:
     told, undisturbed = run(at("stall", seconds=59)), run(oracle=True)
     for agent in range(4):
