@@ -249,7 +249,7 @@ def doctor(
     \b
     Examples:
       dimat doctor run.yaml
-      dimat doctor run.yaml --coordinator 10.0.0.1:29401
+      dimat doctor run.yaml --coordinator 10.0.0.1:29401 --certs certs
     """
     set_up_logging(verbose, quiet)
     from dimat.cli.doctor import doctor_command

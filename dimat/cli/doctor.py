@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from dimat.config import RunConfig, load_config
-from dimat.errors import EXIT_DONE, EXIT_FAILED, DimatError
+from dimat.errors import EXIT_DONE, EXIT_FAILED, DimatError, UsageError
 from dimat.launch.doctor import (
     Finding,
     bytes_of_checkpoints,
@@ -22,6 +23,7 @@ from dimat.launch.doctor import (
     is_wrong,
 )
 from dimat.launch.edges import Edge, dial, edges_of, read_peers, self_test
+from dimat.transport.security import COORDINATOR, Credentials
 
 
 def doctor_command(
@@ -74,10 +76,14 @@ def examine(
 
     addresses = None if peers is None else read_peers(peers, config.agents)
     folder = out if out is not None else Path("runs") / f"{config.name}-{config.digest}"
-    listening = check_port(bind, port, insecure)
+    credentials = None if certs is None else _credentials(certs)
+    listening = check_port(bind, port, insecure, credentials)
     findings = [check_folder(folder), listening]
     if certs is not None:
         findings += check_certificates(certs)
+        if credentials is None:
+            cure = "`dimat certs issue` makes one, say --onlooker"
+            findings.append(Finding("certificate", str(certs), "wrong", "holds no certificate with its key", cure))
     try:
         agent = check_run(config)
     except DimatError as error:
@@ -88,15 +94,18 @@ def examine(
     needed = bytes_of_checkpoints(config, agent.schema.num_bytes, agent.topology.diameter)
     findings.append(check_disk(folder, free_bytes(folder), needed))
     wanted = edges_of(agent.topology)
+    if certs is not None and credentials is None and not (coordinator is None and peers is None):
+        return findings, []  # dialling in plain text instead would be no answer
     if coordinator is not None:
-        answered, addresses = _ask(coordinator, timeout_s)
+        answered, addresses = _ask(coordinator, timeout_s, credentials, insecure)
         findings += answered
     if addresses is not None:
-        edges = dial(wanted, addresses, agent.schema, timeout_s)
+        edges = dial(wanted, addresses, agent.schema, timeout_s, credentials, insecure)
     elif listening.state == "wrong":
         edges = []  # where nobody can listen there are no stand-ins
     else:
-        edges = self_test(wanted, bind, insecure, timeout_s)
+        # Stand-ins have no certificates: they stay on this machine then.
+        edges = self_test(wanted, bind if credentials is None else "127.0.0.1", insecure, timeout_s)
     clocks: Mapping[int, Edge] = {edge.peer: edge for edge in edges if edge.round_trip_s is not None}
     if addresses is not None:
         findings += [
@@ -105,7 +114,19 @@ def examine(
     return findings, edges
 
 
-def _ask(coordinator: str, timeout_s: float) -> tuple[list[Finding], dict[int, str]]:
+def _credentials(certs: Path) -> Credentials | None:
+    """Any identity that the folder holds will do to dial with; without one the certificates are what is wrong."""
+    from dimat.transport.security import held_identities, load_credentials
+
+    for identity in held_identities(certs) if certs.is_dir() else ():
+        with suppress(UsageError):
+            return load_credentials(certs, identity)
+    return None
+
+
+def _ask(
+    coordinator: str, timeout_s: float, credentials: Credentials | None, insecure: bool
+) -> tuple[list[Finding], dict[int, str]]:
     """What the coordinator is like, and where it says the agents are."""
     from dimat.agent.directory import addresses_in
     from dimat.errors import TransportError
@@ -113,11 +134,11 @@ def _ask(coordinator: str, timeout_s: float) -> tuple[list[Finding], dict[int, s
     from dimat.transport.grpc.ping import ping
 
     try:
-        pong = ping(coordinator, timeout_s)
+        pong = ping(coordinator, timeout_s, COORDINATOR, credentials=credentials, insecure=insecure)
     except TransportError as error:
         cure = "is it running, and is this its address? `dimat coordinator CONFIG` starts one"
         return [Finding("coordinator", coordinator, "wrong", str(error), cure)], {}
-    views = watch(coordinator)
+    views = watch(coordinator, credentials=credentials, insecure=insecure)
     view = next(views)
     views.close()  # type: ignore[attr-defined]  # a generator
     told = f"{view.state}: {view.reason}" if view.reason else view.state
@@ -156,5 +177,5 @@ def _mark(state: str) -> str:
 
 def _bandwidth(edge: Edge) -> str:
     if edge.bytes_per_s is None or edge.num_bytes is None:
-        return "has published nothing yet"
+        return "not measured: nothing is published yet, or only neighbours may fetch"
     return f"{in_words(edge.bytes_per_s)}/s ({in_words(edge.num_bytes)})"

@@ -16,7 +16,9 @@ from typing import Literal
 
 from dimat.config import RunConfig
 from dimat.errors import UsageError
-from dimat.transport.grpc.server import check_exposure, probe
+from dimat.transport.grpc.channels import check_exposure
+from dimat.transport.grpc.server import probe
+from dimat.transport.security import Credentials
 
 State = Literal["ok", "warning", "wrong", "not checked"]
 
@@ -82,11 +84,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def check_port(bind: str, port: int, insecure: bool) -> Finding:
+def check_port(bind: str, port: int, insecure: bool, credentials: Credentials | None = None) -> Finding:
     """Whether this machine can listen at an address; port 0 is any."""
     subject = f"{bind}:{port}" if port else f"{bind}, any port"
     try:
-        check_exposure(bind, insecure)
+        check_exposure(bind, insecure, credentials)
         probe(bind, port)
     except UsageError as error:
         return Finding("port", subject, "wrong", str(error), error.hint or "")

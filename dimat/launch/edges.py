@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -21,6 +21,7 @@ from dimat.topology import Topology
 from dimat.transport.base import Buffer, Fetch
 from dimat.transport.grpc import GrpcTransport
 from dimat.transport.grpc.ping import ping
+from dimat.transport.security import Credentials, agent
 
 DOCTOR = -1
 """The id of a reader that is no agent: its acknowledgements count for nothing."""
@@ -74,40 +75,48 @@ def read_peers(path: Path, num_agents: int) -> dict[int, str]:
 
 
 def dial(
-    edges: Sequence[tuple[int, int]], addresses: Mapping[int, str], schema: Schema, timeout_s: float
+    edges: Sequence[tuple[int, int]],
+    addresses: Mapping[int, str],
+    schema: Schema,
+    timeout_s: float,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
 ) -> list[Edge]:
-    """Dial the peer of every edge from this machine; each peer is asked once, whoever reads it."""
+    """Dial the peer of every edge from this machine; each peer is asked once, whoever reads it.
+
+    With certificates only neighbours may fetch, and a doctor is none: peers prove who they are, and no more is asked.
+
+    Raises:
+        UsageError: plain text would leave this machine without leave.
+    """
     found: dict[int, Edge] = {}
-    with closing(GrpcTransport(DOCTOR, "doctor", schema)) as transport:
+    with closing(GrpcTransport(DOCTOR, "doctor", schema, insecure=insecure)) as transport:
         transport.start()
-        transport.connect(addresses)
         for peer in sorted({peer for _, peer in edges}):
-            if peer in addresses:
-                found[peer] = _dial(transport, peer, addresses[peer], schema, timeout_s)
-            else:
+            if peer not in addresses:
                 found[peer] = Edge(DOCTOR, peer, error="is not up", cure=f"start agent {peer}")
-    return [
-        Edge(
-            reader, peer, one.address, one.error, one.cure, one.round_trip_s, one.skew_s, one.num_bytes, one.bytes_per_s
-        )
-        for reader, peer in edges
-        for one in (found[peer],)
-    ]
+                continue
+            known = _ping(peer, addresses[peer], timeout_s, credentials, insecure)
+            if credentials is None and not known.error:
+                transport.connect({peer: addresses[peer]})
+                known = _fetch(transport, known, schema, timeout_s)
+            found[peer] = known
+    return [replace(found[peer], reader=reader) for reader, peer in edges]
 
 
 def self_test(edges: Sequence[tuple[int, int]], bind: str, insecure: bool, timeout_s: float) -> list[Edge]:
     """Start a stand-in for every agent in this process, and dial every edge."""
-    agents = sorted({agent for edge in edges for agent in edge})
+    agents = sorted({one for edge in edges for one in edge})
     with ExitStack() as stack:
         addresses = {}
-        for agent in agents:
+        for one in agents:
             # A wildcard is listened on, and dialled at loopback.
             advertise = "127.0.0.1" if bind in ("0.0.0.0", "::") else None
-            transport = GrpcTransport(agent, "stand-in", MADE_UP, bind=bind, advertise=advertise, insecure=insecure)
-            addresses[agent] = transport.start()
+            transport = GrpcTransport(one, "stand-in", MADE_UP, bind=bind, advertise=advertise, insecure=insecure)
+            addresses[one] = transport.start()
             stack.callback(transport.close)
-            transport.publish(_made_up(agent))
-        return dial(edges, addresses, MADE_UP, timeout_s)
+            transport.publish(_made_up(one))
+        return dial(edges, addresses, MADE_UP, timeout_s, insecure=insecure)
 
 
 def _made_up(agent: int) -> Payload:
@@ -116,24 +125,28 @@ def _made_up(agent: int) -> Payload:
     return Payload(Header(KIND, 0, agent), (Tensor(spec, data, digest(data)),))
 
 
-def _dial(transport: GrpcTransport, peer: int, address: str, schema: Schema, timeout_s: float) -> Edge:
+def _ping(peer: int, address: str, timeout_s: float, credentials: Credentials | None, insecure: bool) -> Edge:
+    """Whether anybody is there, and proves to be agent `peer` where certificates are used."""
     try:
-        pong = ping(address, timeout_s)
-        told = transport.describe(peer, timeout_s)
+        pong = ping(address, timeout_s, agent(peer), credentials=credentials, insecure=insecure)
     except PeerUnavailable as error:
         cure = "is the agent up, is this the address that it advertises, does a firewall let this port through?"
         return Edge(DOCTOR, peer, address, str(error), cure)
+    return Edge(DOCTOR, peer, address, round_trip_s=pong.round_trip_s, skew_s=pong.skew_s)
+
+
+def _fetch(transport: GrpcTransport, known: Edge, schema: Schema, timeout_s: float) -> Edge:
+    """Whether it is the agent of this run that it should be, and how fast its newest model arrives."""
+    peer = known.peer
+    try:
+        told = transport.describe(peer, timeout_s)
     except TransportError as error:
-        return Edge(DOCTOR, peer, address, str(error), "run the same version of dimat everywhere")
-    known = Edge(DOCTOR, peer, address, round_trip_s=pong.round_trip_s, skew_s=pong.skew_s)
+        return replace(known, error=str(error), cure="run the same version of dimat everywhere")
     if told.agent != peer:
-        return _failed(known, f"agent {told.agent} answers there", "put the addresses in the right order")
+        return replace(known, error=f"agent {told.agent} answers there", cure="give each agent the address of its own")
     if difference := schema.difference(told.schema):
-        return _failed(
-            known,
-            f"trains another model: {difference} (here: the config, there: agent {peer})",
-            "give all agents the same config",
-        )
+        other = f"trains another model: {difference} (here: the config, there: agent {peer})"
+        return replace(known, error=other, cure="give all agents the same config")
     started = time.perf_counter()
     answer = transport.gather((Fetch(peer, KIND, None, Buffer(schema)),), timeout_s)[peer]
     took_s = time.perf_counter() - started
@@ -141,11 +154,5 @@ def _dial(transport: GrpcTransport, peer: int, address: str, schema: Schema, tim
         return known  # it is up, and has not trained yet: there is nothing to weigh the line with
     if isinstance(answer, TransportError):
         cure = "the line breaks under load" if isinstance(answer, PayloadError) else "give it longer with --timeout"
-        return _failed(known, str(answer), cure)
-    return Edge(
-        DOCTOR, peer, address, "", "", pong.round_trip_s, pong.skew_s, answer.num_bytes, answer.num_bytes / took_s
-    )
-
-
-def _failed(known: Edge, error: str, cure: str) -> Edge:
-    return Edge(known.reader, known.peer, known.address, error, cure, known.round_trip_s, known.skew_s)
+        return replace(known, error=str(answer), cure=cure)
+    return replace(known, num_bytes=answer.num_bytes, bytes_per_s=answer.num_bytes / took_s)

@@ -5,9 +5,9 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,9 @@ from dimat.config import load_config
 from dimat.launch.doctor import check_certificates, check_clock, check_disk, check_validity
 from dimat.messages import Header, Schema, TensorSpec
 from dimat.snapshot.encode import encode
+from dimat.transport.authority import issue, new_authority
 from dimat.transport.grpc import GrpcTransport, ping
+from dimat.transport.security import ONLOOKER, agent, load_credentials
 
 SETTINGS = ["agents=3", "topology.graph=path", "task.model.name=mlp", "task.model.hidden=[16]"]
 FLAGS = [part for setting in SETTINGS for part in ("-s", setting)]
@@ -78,15 +80,15 @@ def test_where_nothing_runs_stand_ins_are_dialled_over_every_edge(doctor: Doctor
 def test_each_agent_that_is_not_as_it_should_be_is_named(
     doctor: Doctor, serve: Callable[..., Any], tmp_path: Path
 ) -> None:
-    agent = check_run(load_config(None, SETTINGS))
-    fine, at_fine = serve(0, agent.schema)
-    fine.publish(encode(agent.model.state_dict(), Header("snapshot", 1, agent=0)))
+    made = check_run(load_config(None, SETTINGS))
+    fine, at_fine = serve(0, made.schema)
+    fine.publish(encode(made.model.state_dict(), Header("snapshot", 1, agent=0)))
     _, at_other = serve(1, Schema((TensorSpec("w", "float32", (2,)),)))
     (tmp_path / "peers.yaml").write_text(yaml.safe_dump({0: at_fine, 1: at_other}))
     code, result = doctor("--peers", "peers.yaml", "--timeout", "2")
     assert code == 1 and not result["healthy"]
     edges = {(edge["reader"], edge["peer"]): edge for edge in result["edges"]}
-    assert edges[1, 0]["error"] == "" and edges[1, 0]["num_bytes"] == agent.schema.num_bytes
+    assert edges[1, 0]["error"] == "" and edges[1, 0]["num_bytes"] == made.schema.num_bytes
     assert edges[0, 1]["error"] == edges[2, 1]["error"] and "trains another model" in edges[0, 1]["error"]
     assert "same config" in edges[0, 1]["cure"]
     assert edges[1, 2]["error"] == "is not up" and edges[1, 2]["cure"] == "start agent 2"
@@ -104,11 +106,36 @@ def test_each_agent_that_is_not_as_it_should_be_is_named(
     assert "agent 0 answers there" in edges[0, 1]["error"]
 
 
+def test_with_certificates_each_agent_has_to_prove_who_it_is(doctor: Doctor, tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    new_authority(certs)
+    for identity in (ONLOOKER, *(agent(number) for number in range(3))):
+        issue(certs, identity)
+    schema = Schema((TensorSpec("w", "float32", (2,)),))
+    with ExitStack() as stack:
+        addresses = []
+        for number, shown in enumerate((0, 1, 1)):  # the last one shows another's certificate
+            credentials = load_credentials(certs, agent(shown))
+            transport = stack.enter_context(closing(GrpcTransport(number, "test", schema, credentials=credentials)))
+            addresses.append(transport.start())
+        (tmp_path / "peers.yaml").write_text(yaml.safe_dump(addresses))
+        code, result = doctor("--peers", "peers.yaml", "--certs", "certs", "--timeout", "3")
+        plain = doctor("--peers", "peers.yaml", "--timeout", "1")[1]
+        for key in certs.glob("*.key"):
+            key.unlink()
+        without = doctor("--peers", "peers.yaml", "--certs", "certs")
+    errors = {edge["peer"]: edge["error"] for edge in result["edges"]}
+    assert code == 1 and errors[0] == errors[1] == "" and errors[2]
+    assert all(edge["round_trip_s"] > 0 for edge in result["edges"] if not edge["error"])
+    assert all(edge["error"] for edge in plain["edges"])
+    assert without[0] == 1 and without[1]["edges"] == [], "nothing is dialled in plain text instead"
+
+
 def test_an_agent_that_has_published_nothing_is_no_fault(
     doctor: Doctor, serve: Callable[..., Any], tmp_path: Path
 ) -> None:
     schema = check_run(load_config(None, SETTINGS)).schema
-    (tmp_path / "peers.yaml").write_text(yaml.safe_dump([serve(agent, schema)[1] for agent in range(3)]))
+    (tmp_path / "peers.yaml").write_text(yaml.safe_dump([serve(number, schema)[1] for number in range(3)]))
     code, result = doctor("--peers", "peers.yaml")
     assert code == 0
     assert all(edge["bytes_per_s"] is None and edge["round_trip_s"] > 0 for edge in result["edges"])
@@ -117,11 +144,15 @@ def test_an_agent_that_has_published_nothing_is_no_fault(
 def test_a_clock_that_is_wrong_is_measured(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     _, address = serve(0, Schema((TensorSpec("w", "float32", (2,)),)))
 
-    def clock() -> float:  # the server's thread lives a minute and a half in the past
-        return time.time() - 90.0 * (threading.current_thread().name == "dimat-grpc")
+    asked = 0
+
+    def clock() -> float:  # asked by the client first, then by the server, which lives a minute and a half in the past
+        nonlocal asked
+        asked += 1
+        return time.time() - 90.0 * (asked % 2 == 0)
 
     monkeypatch.setattr("dimat.transport.grpc.ping.time", SimpleNamespace(time=clock, perf_counter=time.perf_counter))
-    pong = ping.ping(address, timeout_s=10.0)
+    pong = ping.ping(address, 10.0, agent(0))
     assert pong.skew_s == pytest.approx(-90.0, abs=1.0)
     found = check_clock("agent 0", pong.skew_s, pong.round_trip_s)
     assert found.state == "wrong" and "behind this clock" in found.told and "NTP" in found.cure

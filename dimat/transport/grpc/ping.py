@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dimat.errors import PeerUnavailable
-from dimat.transport.grpc import options
+from dimat.transport.grpc.channels import open_channel
+from dimat.transport.grpc.diagnose import diagnose
+from dimat.transport.grpc.loop import LoopThread
+from dimat.transport.security import Credentials, Identity
 
 TIME_KEY = "dimat-time"
 """Trailing metadata of a health check: seconds since the epoch at the server."""
@@ -37,31 +41,55 @@ class Pong:
     """The server's clock minus this one's, within half a round trip; None when it does not say."""
 
 
-def ping(address: str, timeout_s: float) -> Pong:
+def ping(
+    address: str,
+    timeout_s: float,
+    expected: Identity,
+    *,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
+) -> Pong:
     """Dial `address` and check its health a few times.
 
+    Args:
+        address: HOST:PORT.
+        timeout_s: how long to try, in seconds.
+        expected: who shall listen there; with certificates it has to prove it.
+        credentials: who dials; the health service answers anybody of the same authority.
+        insecure: allow plain text beyond this machine.
+
     Raises:
-        PeerUnavailable: nobody answers there within `timeout_s` seconds, or it does not serve.
+        PeerUnavailable: nobody answers there in time, it does not serve, or certificates keep the two apart.
+        UsageError: plain text would leave this machine without leave.
     """
-    pongs = []
-    with grpc.insecure_channel(address, options=options.client()) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
-        try:
-            grpc.channel_ready_future(channel).result(timeout=timeout_s)
+
+    async def pings() -> list[Pong]:
+        pongs = []
+        async with open_channel(address, expected, credentials, insecure=insecure) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            await asyncio.wait_for(channel.channel_ready(), timeout_s)
             for _ in range(NUM_PINGS):
                 asked, started = time.time(), time.perf_counter()
-                answer, call = check.with_call(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+                call = check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+                answer = await call
                 took_s = time.perf_counter() - started
-                told = dict(call.trailing_metadata() or ()).get(TIME_KEY)
+                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                    raise PeerUnavailable(f"{address} answers, but serves nobody (it is leaving)")
+                told = dict(await call.trailing_metadata()).get(TIME_KEY)
                 # The answer was written about half a round trip after the question.
                 pongs.append(Pong(took_s, None if told is None else float(told) - (asked + took_s / 2)))
-        except grpc.FutureTimeoutError:
-            raise PeerUnavailable(f"nobody answers at {address} within {timeout_s:g} s") from None
-        except grpc.RpcError as error:
-            # Every error of a call is a grpc.Call too, which the types do not say.
-            code = getattr(error, "code", lambda: "broken")()
-            raise PeerUnavailable(f"{address} does not answer a health check: {code}") from None
-    if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise PeerUnavailable(f"{address} answers, but serves nobody (it is leaving)")
-    nearest = min(pongs, key=lambda pong: pong.round_trip_s)  # the least time in which clocks could drift from the mean
+        return pongs
+
+    loop = LoopThread.acquire()
+    try:
+        pongs = loop.run(pings())
+    except TimeoutError:
+        trouble = diagnose(address, expected, credentials)
+        why = f"{address}: {trouble}" if trouble else f"nobody answers at {address} within {timeout_s:g} s"
+        raise PeerUnavailable(why) from None
+    except grpc.aio.AioRpcError as error:
+        raise PeerUnavailable(f"{address} does not answer a health check: {error.code()}") from None
+    finally:
+        loop.release()
+    nearest = min(pongs, key=lambda pong: pong.round_trip_s)  # the shorter the way, the less it hides
     return Pong(statistics.median(pong.round_trip_s for pong in pongs), nearest.skew_s)
