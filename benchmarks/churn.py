@@ -79,7 +79,7 @@ class Script:
         """Three rounds in the middle of the run, far enough apart that each is a case of its own."""
         draw = random.Random(seed)
         returning, lost = draw.sample(range(num_agents), 2)
-        first, last = num_rounds // 20, num_rounds * 4 // 5
+        first, last = num_rounds // 20, num_rounds * 3 // 5  # who comes back needs time to start
         while True:
             rounds = [draw.randrange(first, last) for _ in range(3)]
             if min(abs(a - b) for i, a in enumerate(rounds) for b in rounds[:i]) >= num_rounds // 20:
