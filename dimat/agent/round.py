@@ -79,6 +79,8 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     with clock("fold"):
         merged = fold_neighbourhood(agent, mine, states, weights)
         load_into(agent.model, merged)
+        if config.merge.gate.margin is None:
+            merged = {}  # a whole model, which nobody asks for any more
     calibrate = partial(calibrate_merged, agent, mine, states)
     with clock("calibrate"):
         calibrate(weights)
