@@ -152,6 +152,8 @@ def _fetch(transport: GrpcTransport, known: Edge, schema: Schema, timeout_s: flo
     took_s = time.perf_counter() - started
     if isinstance(answer, RoundGone):
         return known  # it is up, and has not trained yet: there is nothing to weigh the line with
+    if isinstance(answer, TransportError) and f"agent {DOCTOR} does not read" in str(answer):
+        return known  # agents of a run that goes on let their neighbours alone fetch, and a doctor is none
     if isinstance(answer, TransportError):
         cure = "the line breaks under load" if isinstance(answer, PayloadError) else "give it longer with --timeout"
         return replace(known, error=str(answer), cure=cure)
