@@ -232,10 +232,6 @@ class LaunchConfig(Part):
     """With all agents under one torchrun: how often a crash starts all of them again, from their checkpoints."""
 
 
-class Reserved(Part):
-    """Keys kept for later: nothing may stand here yet."""
-
-
 class RunConfig(Part):
     """A whole run."""
 
@@ -415,8 +411,7 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
         known = _keys_at(path[:-1])
         near = closest(path[-1], known)
         did_you_mean = f" Did you mean {'.'.join([*path[:-1], near])!r}?" if near else ""
-        exists = f"Keys here: {', '.join(known)}" if known else "This group is reserved: nothing may stand here yet"
-        return f"unknown key {where!r}.{did_you_mean} {exists}"
+        return f"unknown key {where!r}.{did_you_mean} Keys here: {', '.join(known)}"
     given = problem["input"]
     if problem["type"] == "literal_error":
         expected = problem["ctx"]["expected"]

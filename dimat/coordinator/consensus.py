@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dimat.messages import Report
-from dimat.topology.spectral import spectral_gap
 
 MOST_FOR_GAP = 256
 """Agents up to which the gap of every round is computed: a decomposition of 256 x 256 takes some 50 ms."""
@@ -83,6 +82,8 @@ def realised_gap(reports: Iterable[Report]) -> float:
     rows = {report.agent: report.weights for report in reports if report.weights}
     if not 2 <= len(rows) <= MOST_FOR_GAP:
         return float("nan")
+    from dimat.topology.spectral import spectral_gap  # networkx comes with it, and onlookers load this file, too
+
     return spectral_gap(realised_matrix(rows))
 
 

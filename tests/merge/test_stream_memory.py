@@ -188,7 +188,8 @@ def test_a_trial_counts_the_widest_dtype_wherever_it_comes(wide: int) -> None:
     found = demand_of(dataclasses.replace(kind(mean, (50_000,), 5), dtypes=dtypes))
     both = demand_of(dataclasses.replace(kind(mean, (50_000,), 2), dtypes=[torch.float64, torch.bfloat16]))
     for got, least in zip(dataclasses.astuple(found), dataclasses.astuple(both), strict=True):
-        assert 0.99 * least <= got <= 1.5 * least
+        # What Python holds beside the tensors differs by 20 kB from trial to trial; a dtype not counted is 100 kB.
+        assert least - 40_000 <= got <= 1.5 * least
 
 
 # ---- trials
