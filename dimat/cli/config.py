@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from dimat.config import Reserved, RunConfig
+from dimat.config import RunConfig
 
 
 def commented_config() -> str:
@@ -27,8 +27,6 @@ def _lines(part: BaseModel, indent: int) -> list[str]:
     pad = " " * indent
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        if isinstance(value, Reserved) or name == "faults":
-            continue  # nothing may stand there yet
         words = [field.description] if field.description else []
         choices = _choices(field.annotation)
         if choices:
