@@ -265,6 +265,8 @@ class Directive:
     """The newest changes of the graph, ascending by number."""
     addresses: Mapping[int, str] = field(default_factory=dict)
     """Of the agents that came back, where they are now."""
+    superseded: bool = False
+    """Another process has taken the agent's seat: this one shall end, and write nothing more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """An agent that comes, or comes back, while the others are in their rounds: from its checkpoint or a neighbour's model.
 
-Its own checkpoint serves while it is at most `membership.max_staleness` rounds behind: the agent trains through what it
-missed, alone, because its neighbours keep two rounds only and the coordinator has taken it out of the graph until it
-has caught up. Further behind, it takes the newest model of a neighbour that answers, in the basis that all agreed on,
-and goes on after that model's round; the optimiser starts anew. So does an agent that joins an elastic run; only one
+One that is a round behind does that round: its neighbours keep two and wait for it. Its own checkpoint serves while it
+is at most `membership.max_staleness` rounds behind: the agent goes on from it in the round of the others and leaves out
+what it missed, since alone it would never be faster than they are. Further behind, or when the others have agreed on a
+basis without it, it takes the newest model of a neighbour that answers, in the basis that all agreed on, and goes on
+after that model's round; the optimiser starts anew. So does an agent that joins an elastic run; only one
 that brings a trained model (`init` names a folder) keeps it, and permutes itself into the basis of the others.
 """
 
@@ -20,8 +21,10 @@ from dimat.errors import PeerUnavailable, TransportError
 from dimat.messages import View
 from dimat.snapshot.encode import decode
 from dimat.statedict import load_into
-from dimat.transport.base import Fetch
+from dimat.transport.base import HISTORY, Fetch
 
+ASK_S = 5.0
+"""How long one that may be gone is asked: there are others."""
 RETRY_S = 0.5
 """Pause of a newcomer before it asks for a first model again."""
 
@@ -42,11 +45,23 @@ def catch_up(agent: Agent, view: View) -> View:
     behind = others_at(agent.id, view) - view.start_round
     if agent.id >= agent.config.agents and view.start_round == 0:
         return replace(view, start_round=_join_in(agent, view))
-    if behind <= agent.config.membership.max_staleness:
-        log.info("agent %d: %d rounds behind, going on from its own checkpoint", agent.id, behind)
+    if behind <= HISTORY - 1:
         return view
-    round = take_neighbours_model(agent, _alive(agent, view))
-    return view if round is None else replace(view, start_round=round)
+    agent.resume(view.start_round)
+    missed = range(view.start_round + 1, view.start_round + behind + 1)
+    without_basis = not agent.basis_settled and any(agent.merges(round) for round in missed)
+    round = None
+    if behind > agent.config.membership.max_staleness or without_basis:
+        round = _await_model(agent, view)
+    if round is None:
+        round = view.start_round + behind
+        log.warning(
+            "agent %d: %d rounds behind, going on from its own checkpoint in round %d", agent.id, behind, round + 1
+        )
+        agent.resume(view.start_round)
+        agent.save(round)
+    agent.status.round = round
+    return replace(view, start_round=round)
 
 
 def _join_in(agent: Agent, view: View) -> int:
@@ -55,14 +70,21 @@ def _join_in(agent: Agent, view: View) -> int:
     Raises:
         PeerUnavailable: nobody has within the deadline.
     """
-    timeout_s = agent.config.exchange.timeout_s
-    end = time.monotonic() + timeout_s
-    while (round := take_neighbours_model(agent, _alive(agent, view))) is None:
-        if time.monotonic() > end:
-            raise PeerUnavailable(
-                f"agent {agent.id} found nobody who would give it a model to begin with in {timeout_s:g} s",
-                hint="are the others in their rounds? `exchange.timeout_s` says how long to wait for the first one",
-            )
+    round = _await_model(agent, view)
+    if round is None:
+        timeout_s = agent.config.exchange.timeout_s
+        raise PeerUnavailable(
+            f"agent {agent.id} found nobody who would give it a model to begin with in {timeout_s:g} s",
+            hint="are the others in their rounds? `exchange.timeout_s` says how long to wait for the first one",
+        )
+    agent.status.round = round
+    return round
+
+
+def _await_model(agent: Agent, view: View) -> int | None:
+    """`take_neighbours_model` of whoever publishes one within the deadline; None if nobody does."""
+    end = time.monotonic() + agent.config.exchange.timeout_s
+    while (round := take_neighbours_model(agent, _alive(agent, view))) is None and time.monotonic() < end:
         time.sleep(RETRY_S)
     return round
 
@@ -78,7 +100,8 @@ def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
     timeout_s = agent.config.exchange.timeout_s
     for peer in peers:
         try:
-            refuse_difference(agent.id, agent.schema, peer, agent.transport.describe(peer, timeout_s).schema)
+            theirs = agent.transport.describe(peer, min(ASK_S, timeout_s)).schema
+            refuse_difference(agent.id, agent.schema, peer, theirs)
         except TransportError as error:
             log.info("agent %d: agent %d does not answer: %s", agent.id, peer, error)
             continue

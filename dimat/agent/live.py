@@ -12,7 +12,7 @@ from dimat.agent.round import run_round
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.errors import SchemaError
+from dimat.errors import Interrupted, PeerUnavailable, SchemaError
 from dimat.messages import Directive, Join, Schema, View
 from dimat.telemetry.metrics import append_metrics, drop_rounds_after
 from dimat.transport.base import HISTORY, Control, Wait
@@ -36,15 +36,20 @@ def introduction(agent: Agent, address: str) -> Join:
 
 
 def check_neighbours(agent: Agent, timeout_s: float) -> None:
-    """Compare schemas with every neighbour, before the first round.
+    """Compare schemas with every neighbour that answers, before the first round.
 
     Raises:
         SchemaError: one differs; the message names the first tensor, both shapes, both agents.
-        PeerUnavailable: one does not answer.
     """
     topology = agent.topology
     for peer in sorted({peer for round in topology.window() for peer in topology.neighbours(agent.id, round)}):
-        refuse_difference(agent.id, agent.schema, peer, agent.transport.describe(peer, timeout_s).schema)
+        try:
+            theirs = agent.transport.describe(peer, timeout_s).schema
+        except PeerUnavailable as error:
+            # It died since it joined, or is only coming back: what it sends later has to fit, too.
+            log.warning("agent %d: the model of agent %d could not be compared: %s", agent.id, peer, error)
+            continue
+        refuse_difference(agent.id, agent.schema, peer, theirs)
 
 
 def refuse_difference(agent: int, mine: Schema, peer: int, theirs: Schema) -> None:
@@ -72,6 +77,8 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         if agent.config.exchange.mode == "sync" and number - HISTORY > start:
             yield from _readers_have(agent, number - HISTORY)
         report, clock = (yield from run_round(agent, number)), PhaseClock(agent.status)
+        if agent.status.superseded:  # the files are another process's now
+            raise Interrupted(f"agent {agent.id}: another process has taken its seat, in round {number}")
         # The checkpoint first: what the coordinator knows of can be continued from.
         with _without_disk(agent, number, "checkpoint"), clock("checkpoint"):
             agent.save(number)

@@ -104,6 +104,7 @@ def run_agent(
         agent.addresses = dict(_addresses(view, agent, address, directory))
         agent.transport.connect(agent.addresses)
         agent.hear(Directive(changes=view.changes))
+        agent.status.round = view.start_round  # what heartbeats say from the first one on
         pulse.start()
         if agent.id < config.agents and others_at(agent.id, view) <= view.start_round:
             _check_neighbours(agent, config.exchange.timeout_s)

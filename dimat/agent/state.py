@@ -128,6 +128,7 @@ class Agent:
 
         Waits for agents that are away by the newest change end at once.
         """
+        self.status.superseded = self.status.superseded or directive.superseded
         if directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0):
             self.changes = directive.changes
             self.transport.presume_gone(frozenset(self.changes[-1].away) - {self.id})

@@ -16,6 +16,8 @@ class Status:
     phase: str = "starting"
     waiting: str = ""
     stop_asked: bool = False
+    superseded: bool = False
+    """Another process of the same agent has joined since: this one has to go."""
     on_phase: Callable[[int, str], None] | None = None
     """Told the round and the phase that is entered: where a fault plan takes hold. None without one."""
 

@@ -1,7 +1,7 @@
 """Who is in the graph, from which round on: decided from the seats, told to the agents as numbered changes.
 
-An agent leaves the graph when it is lost, has failed, has left before the end or is asked to; also when it came back
-far behind the others, until it has caught up. A change names a round that nobody has begun: reports are answered before
+An agent leaves the graph when it is lost, has failed, has left before the end or is asked to. It is back when it is in
+its rounds again, about as far as the others. A change names a round that nobody has begun: reports are answered before
 their sender goes on, so an agent in round r hears of it before round r + 1, and both ends of an edge use the same
 graph. An agent that does not hear (the coordinator is away) goes on with what it knows; edges on which two differ are
 dropped at both ends by the acknowledgements of each merge.
@@ -17,8 +17,6 @@ from dimat.messages import Change
 
 NUM_TOLD = 8
 """As many of the newest changes are told: agents are a few rounds apart at most."""
-MOST_BEHIND = 1
-"""Rounds that an agent that came back may be behind the newest report and still be waited for; neighbours keep two."""
 
 
 def away_now(changes: Sequence[Change], newcomers: frozenset[int] = frozenset()) -> frozenset[int]:
@@ -27,7 +25,12 @@ def away_now(changes: Sequence[Change], newcomers: frozenset[int] = frozenset())
 
 
 def next_change(
-    group: Group, changes: Sequence[Change], newest: int, last_round: int, newcomers: frozenset[int] = frozenset()
+    group: Group,
+    changes: Sequence[Change],
+    newest: int,
+    last_round: int,
+    newcomers: frozenset[int] = frozenset(),
+    most_behind: int = 1,
 ) -> Change | None:
     """The change that is due, or None.
 
@@ -37,6 +40,7 @@ def next_change(
         newest: the newest round that anybody has reported.
         last_round: after which all agents stop.
         newcomers: agents that may come later.
+        most_behind: rounds that an agent may be behind the newest report when it is taken back into the graph.
 
     >>> from dataclasses import replace
     >>> group = replace(Group(tuple(Seat(agent, "running", at=7) for agent in range(3))), forming=False)
@@ -47,7 +51,7 @@ def next_change(
     if group.forming or not running or any(seat.presumed for seat in running):
         return None
     before = away_now(changes, newcomers)
-    away = frozenset(seat.agent for seat in group.seats if _is_away(seat, before, newest, last_round))
+    away = frozenset(seat.agent for seat in group.seats if _is_away(seat, before, newest - most_behind, last_round))
     from_round = max(newest + 1, *(seat.at for seat in running)) + 1
     if away == before or from_round > last_round:
         return None
@@ -84,7 +88,8 @@ def after_restart(
     return (*kept, Change(number, start_round + 1, tuple(sorted(absent)), "all agents start anew"))
 
 
-def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -> bool:
+def _is_away(seat: Seat, before: frozenset[int], least: int, last_round: int) -> bool:
+    """`least`: the round that one who is out must have come to."""
     match seat.state:
         case "lost" | "failed":
             return True
@@ -93,9 +98,8 @@ def _is_away(seat: Seat, before: frozenset[int], newest: int, last_round: int) -
         case "running":
             if seat.draining:
                 return True
-            if seat.agent in before:
-                return seat.at < newest
-            return seat.rejoined and seat.at < newest - MOST_BEHIND
+            # Slow is not lost: whoever is in the graph stays in it, and deadlines bound what that costs its neighbours.
+            return seat.agent in before and seat.at < least
         case _:  # whoever has just come back is where it was until it has begun
             return seat.agent in before
 
@@ -112,5 +116,5 @@ def _reason(group: Group, before: frozenset[int], away: frozenset[int]) -> str:
 
 def _words(seat: Seat) -> str:
     if seat.state == "running":
-        return "leaving" if seat.draining else "catching up"
+        return "leaving"
     return "left" if seat.state == "done" else seat.state

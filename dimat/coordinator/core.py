@@ -86,7 +86,8 @@ class Coordinator:
         """Note that an agent is alive. What a process says whose seat another one has taken is ignored."""
         with self._changed:
             if not self._is_seated(beat.agent, beat.session):
-                return Directive(reason=f"agent {beat.agent} has not joined as this process")
+                reason = f"agent {beat.agent} has not joined as this process"
+                return Directive(reason=reason, superseded=self._is_superseded(beat.agent))
             self._step(partial(on_beat, beat=beat, options=self.options))
             return self._directive(beat.agent)
 
@@ -110,7 +111,8 @@ class Coordinator:
                     f"agent {report.agent} sent a sketch that is not a row of at most {most} float32 numbers"
                 )
             if not self._is_seated(report.agent, report.session):
-                return Directive(reason=f"agent {report.agent} has not joined as this process; its report was not kept")
+                reason = f"agent {report.agent} has not joined as this process; its report was not kept"
+                return Directive(reason=reason, superseded=self._is_superseded(report.agent))
             self._step(partial(on_report, report=report, options=self.options), report)
             return self._directive(report.agent)
 
@@ -179,6 +181,10 @@ class Coordinator:
     def _is_seated(self, agent: int, session: str) -> bool:
         return 0 <= agent < self.options.num_agents and is_of(self._run.group.seats[agent], session)
 
+    def _is_superseded(self, agent: int) -> bool:
+        """Whether another process has taken the agent's seat, as far as is known: none is known of an empty one."""
+        return 0 <= agent < self.options.num_agents and self._run.group.seats[agent].state in ("joined", "running")
+
     def _directive(self, agent: int) -> Directive:
         """What an agent is told. One that waits to begin is not told of a stop that belongs to the time before."""
         run = self._run
@@ -232,8 +238,13 @@ def restore(now: float, store: Store, options: Options) -> Run:
         Group.empty(options.num_agents), forming=known.get("forming", True) or ended, start_round=known.get("start", 0)
     )
     newest = {report.agent: report for report in store.reports(sketches=False)}
-    for agent, member in store.stored_members().items():
+    members = store.stored_members()
+    going_on = not ended and any(member.state == "running" for member in members.values())
+    for agent, member in members.items():
         state = "absent" if ended or member.state == "joined" else member.state
+        if member.state == "joined" and going_on:  # it was coming back: it may still, and is missed meanwhile
+            group = group.with_seat(Seat(agent, "lost", heard_s=now))
+            continue
         last = newest.get(agent)
         group = group.with_seat(
             Seat(

@@ -116,7 +116,16 @@ def take_seat(now: float, group: Group, join: Join) -> Group:
     if is_of(seat, join.session) and seat.state == "lost":
         return group.with_seat(replace(seat, state="running", join=join, heard_s=now, presumed=False))
     return group.with_seat(
-        Seat(join.agent, "joined", join, joined_s=now, heard_s=now, round=seat.round, metrics=seat.metrics)
+        Seat(
+            join.agent,
+            "joined",
+            join,
+            joined_s=now,
+            heard_s=now,
+            draining=seat.draining and seat.state != "done",  # who was asked to leave and died still shall
+            round=seat.round,
+            metrics=seat.metrics,
+        )
     )
 
 
@@ -179,8 +188,14 @@ def find_lost(now: float, group: Group, options: Options) -> tuple[tuple[int, ..
     return tuple(s.agent for s in silent), f"silent: {since}" if silent else ""
 
 
-def decide_start(now: float, group: Group, options: Options) -> tuple[Start | None, str]:
+def decide_start(
+    now: float, group: Group, options: Options, out: frozenset[int] = frozenset()
+) -> tuple[Start | None, str]:
     """Whether the joined agents may begin, and after which round; else whom they wait for.
+
+    Agents that are `out` of the graph (drained, lost for good) hold old rounds, and must not throw the others back:
+    when everyone starts they wait until the others are in their rounds, and come back to them. Several that come back
+    do so one after the other, each after the newest round of its own.
 
     >>> decide_start(0.0, Group.empty(2), Options(2, 5, 1))
     (None, 'waiting for agents 0, 1 to join (0 of 2 are here)')
@@ -191,13 +206,13 @@ def decide_start(now: float, group: Group, options: Options) -> tuple[Start | No
     if not joined and not group.forming:
         return None, ""
     agents = tuple(seat.agent for seat in joined)
-    common = max(frozenset[int].intersection(*(seat.holds() for seat in joined))) if joined else 0
     newest_join_s = max((seat.joined_s for seat in joined), default=now)
     # Only what was said after the last of them joined proves that the run goes on without them.
     alive = [s for s in group.in_state("running") if not s.presumed and s.heard_s > newest_join_s]
     if joined and alive:
-        who = names([seat.agent for seat in alive])
-        return Start(agents, common, everyone=False), f"{names(list(agents))} came back, {who} went on meanwhile"
+        who, first = names([seat.agent for seat in alive]), joined[0]
+        reason = f"agent {first.agent} came back, {who} went on meanwhile"
+        return Start((first.agent,), max(first.holds()), everyone=False), reason
     left = [s for s in group.in_state("done") if has_left(now, s, options)]
     seats = awaited(group, options)
     away = [s.agent for s in seats if s.state != "joined" and s not in left]
@@ -208,6 +223,9 @@ def decide_start(now: float, group: Group, options: Options) -> tuple[Start | No
         here = len(seats) - len(away)
         return None, f"waiting for {names(away)} to join ({here} of {len(seats)} are here)"
     everyone = len(joined) == len(seats)
+    core = [seat for seat in joined if seat.agent not in out] or joined
+    common = max(frozenset[int].intersection(*(seat.holds() for seat in core)))
+    agents = tuple(seat.agent for seat in joined if common in seat.holds())
     who = f"all {len(joined)} agents" if everyone else names(list(agents))
     return Start(agents, common, everyone), f"{who} joined, the newest round they hold is {common}"
 
@@ -264,8 +282,14 @@ def has_left(now: float, seat: Seat, options: Options) -> bool:
     return not (seat.presumed or may_report(now, seat, seat.at, options)) or now - seat.heard_s > options.lease_s
 
 
-def is_over(now: float, group: Group, options: Options) -> bool:
-    """Whether nobody is left to wait for: everyone is done, failed or lost, and not all of them merely silent."""
+def is_over(now: float, group: Group, options: Options, last_round: int) -> bool:
+    """Whether nobody is left to wait for: everyone is done, failed or lost, and the silent ones are not merely silent.
+
+    They may be when nobody has failed or come to the last round: then it is the coordinator that hears nobody.
+    """
     seats = awaited(group, options)
     gone = [seat for seat in seats if seat.state == "lost" or has_left(now, seat, options)]
-    return len(gone) == len(seats) and any(seat.state != "lost" for seat in gone)
+    if len(gone) < len(seats):
+        return False
+    told = [seat for seat in gone if seat.state == "failed" or (seat.state == "done" and seat.at >= last_round)]
+    return bool(told) or (bool(gone) and all(seat.state != "lost" for seat in gone))

@@ -19,6 +19,7 @@ class Options:
         patience: rounds without a better mean accuracy after which it stops.
         lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
         num_founders: how many the run begins with, ids from 0; None for all. Nobody waits for the others.
+        most_behind: rounds that one who came back may be behind when it is taken into the graph again.
         linear: whether a merge is the plain weighted sum of the models as sketched, so that sketches predict it.
         blow_up_factor: a training loss this many times the best mean so far is a blow-up ...
         blow_up_floor: ... when it is also above this and above the first round's mean.
@@ -31,6 +32,7 @@ class Options:
     patience: int | None = None
     lease_s: float = 15.0
     num_founders: int | None = None
+    most_behind: int = 1
     linear: bool = True
     blow_up_factor: float = 10.0
     blow_up_floor: float = 10.0
@@ -42,6 +44,8 @@ class Options:
         return cls(
             num_agents=config.num_seats,
             num_founders=config.agents,
+            # Slow agents are always so many rounds behind; who is further behind than that is still on its way.
+            most_behind=max(1, diameter * merge.every, config.membership.max_staleness),
             rounds=config.rounds,
             # Agents meet only in merges: between two of them everybody runs ahead for `every` rounds.
             diameter=diameter * merge.every,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dimat.coordinator import membership
-from dimat.coordinator.changes import after_restart, next_change
+from dimat.coordinator.changes import after_restart, away_now, next_change
 from dimat.coordinator.convergence import Outcome, Stop, decide, interrupt, outcome, upgrade
 from dimat.coordinator.membership import Group, Start
 from dimat.coordinator.options import Options, names
@@ -174,7 +174,13 @@ def _lose(now: float, run: Run, options: Options) -> Step:
 def _start(now: float, run: Run, options: Options) -> Step:
     if run.interrupted and run.outcome is not None:
         return run, ()
-    start, reason = membership.decide_start(now, run.group, options)
+    if (
+        run.group.forming
+        and not run.group.in_state("joined")
+        and any(not seat.presumed for seat in run.group.in_state("running"))
+    ):
+        run = replace(run, group=replace(run.group, forming=False))  # whoever was coming back has gone again
+    start, reason = membership.decide_start(now, run.group, options, away_now(run.changes, options.newcomers))
     if start is None:
         if not reason or reason == run.reason:
             return run, ()
@@ -216,7 +222,7 @@ def _forget_after(run: Run, start: Start, options: Options) -> Run:
 
 def _change_graph(run: Run, options: Options) -> Step:
     last_round = options.rounds if run.stop is None else run.stop.stop_after
-    change = next_change(run.group, run.changes, run.newest, last_round, options.newcomers)
+    change = next_change(run.group, run.changes, run.newest, last_round, options.newcomers, options.most_behind)
     if change is None:
         return run, ()
     note = Note("graph", f"from round {change.from_round} on: {change.reason}", change.from_round)
@@ -260,7 +266,10 @@ def _complete_round(now: float, run: Run, options: Options) -> Step | None:
 
 def _end(now: float, run: Run, options: Options) -> Step:
     """The run is over when nobody is left, or nobody began and the user wants no run."""
-    left = membership.is_over(now, run.group, options) or (run.interrupted and not run.group.in_state("running"))
+    last_round = options.rounds if run.stop is None else run.stop.stop_after
+    left = membership.is_over(now, run.group, options, last_round) or (
+        run.interrupted and not run.group.in_state("running")
+    )
     if not left:
         return replace(run, outcome=None), ()
     done = [max(seat.round, seat.at) for seat in run.group.in_state("done")]

@@ -160,6 +160,7 @@ class LocalRun:
                 continue
             log.warning("%s died; starting it again (%d)", child.name, self._num_starts[child.name])
             self._num_starts[child.name] += 1
+            self._end_strays(0.0, self._launchers.index(child))  # a worker may outlive its launcher
             child.start()
 
     def _was_killed(self, child: Child) -> bool:
@@ -167,11 +168,13 @@ class LocalRun:
         code = child.poll()
         return code is not None and (code < 0 or "Signal " in child.tail(60))
 
-    def _end_strays(self, grace_s: float) -> None:
-        """End agents of this run whose launcher died before them; they are known by what they registered."""
+    def _end_strays(self, grace_s: float, agent: int | None = None) -> None:
+        """End agents of this run (or one of them) whose launcher died before them: known by what they registered."""
         strays = []
         mine = [entry for entry in processes(self._folder) if entry["time"] >= self._started]
         for entry in mine:
+            if agent is not None and (entry["role"], entry["id"]) != ("agent", agent):
+                continue
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process = psutil.Process(entry["pid"])
                 if str(self._folder) in process.cmdline():  # the id may belong to somebody else by now

@@ -14,6 +14,7 @@ from functools import lru_cache
 import networkx as nx
 
 from dimat.topology.mixing import Matrix, check_mixing, mixing_matrix
+from dimat.topology.repair import within_one
 from dimat.topology.topology import Topology
 
 
@@ -43,7 +44,7 @@ def with_newcomers(topology: Topology, num_seats: int, present: Iterable[int]) -
 
     @lru_cache(maxsize=256)
     def weighted(graph: nx.Graph[int]) -> Matrix:
-        matrix = mixing_matrix(graph, topology.mixing)
+        matrix = mixing_matrix(within_one(graph) if topology.mixing == "edge_weights" else graph, topology.mixing)
         check_mixing(matrix, graph)
         matrix.flags.writeable = False
         return matrix

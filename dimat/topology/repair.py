@@ -20,7 +20,7 @@ from typing import Literal
 
 import networkx as nx
 
-from dimat.topology.mixing import Matrix, check_mixing, mixing_matrix, without_edges
+from dimat.topology.mixing import Matrix, check_mixing, mixing_matrix, sources, without_edges
 from dimat.topology.topology import Topology
 
 Policy = Literal["drop", "bridge"]
@@ -55,7 +55,7 @@ def without_agents(topology: Topology, away: Iterable[int], policy: Policy = "br
 
     @lru_cache(maxsize=256)
     def weighted(graph: nx.Graph[int]) -> Matrix:
-        matrix = mixing_matrix(graph, topology.mixing)
+        matrix = mixing_matrix(within_one(graph) if topology.mixing == "edge_weights" else graph, topology.mixing)
         check_mixing(matrix, graph)
         matrix.flags.writeable = False
         return matrix
@@ -69,6 +69,25 @@ def without_agents(topology: Topology, away: Iterable[int], policy: Policy = "br
         return matrix
 
     return replace(topology, graph_at=lambda round: repaired(topology.graph_at(round)), matrix_at=matrix_at)
+
+
+def within_one(graph: nx.Graph[int]) -> nx.Graph[int]:
+    """`graph` with its edges' `weight`s scaled down where what an agent gives to others would be more than 1.
+
+    On an undirected graph an edge is divided by the larger sum of its two ends, so that both still give each other the
+    same; on a directed one by the reader's.
+
+    >>> heavy = nx.Graph([(0, 1, {"weight": 0.75}), (1, 2, {"weight": 0.75})])
+    >>> [weight for _, _, weight in within_one(heavy).edges(data="weight")]
+    [0.5, 0.5]
+    """
+    result: nx.Graph[int] = nx.DiGraph(graph) if graph.is_directed() else nx.Graph(graph)
+    sums = {agent: sum(graph.edges[j, agent].get("weight", 0.0) for j in sources(graph, agent)) for agent in graph}
+    for a, b, data in result.edges(data=True):
+        most = sums[b] if graph.is_directed() else max(sums[a], sums[b])
+        if "weight" in data and most > 1:
+            data["weight"] = data["weight"] / most
+    return result
 
 
 def dropped(graph: nx.Graph[int], away: Iterable[int]) -> nx.Graph[int]:

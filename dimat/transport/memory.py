@@ -196,6 +196,8 @@ class MemoryControl:
             if remaining_s <= 0:
                 raise PeerUnavailable(still_forming(view, timeout_s))
             view = self._handler.changed(view.number, remaining_s)
+            if view.state != "forming":  # where this agent begins is for it alone to know
+                view = self._handler.join(join)
         return view
 
     def heartbeat(self, beat: Heartbeat) -> Directive:

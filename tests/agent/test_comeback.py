@@ -61,16 +61,42 @@ def test_an_agent_that_is_away_itself_merges_with_nobody(tmp_path: Path) -> None
     assert one.row(6) == {1: 1.0}
 
 
-def test_a_checkpoint_that_is_fresh_enough_is_gone_on_from(tmp_path: Path) -> None:
-    one = agent(0, tmp_path, MemoryHub(), "membership.max_staleness=5")
+def test_a_round_that_the_neighbours_still_hold_is_done(tmp_path: Path) -> None:
+    one = agent(0, tmp_path, MemoryHub())
     assert others_at(0, view(99, 12, 11, 3)) == 12
-    near = view(0, 12, 11, 12, start=7)
+    near = view(0, 12, 11, 12, start=11)
     assert catch_up(one, near) is near
 
 
-def test_whoever_is_far_behind_takes_a_neighbours_newest_model(tmp_path: Path) -> None:
+def with_checkpoint(one: Agent, round: int, value: float) -> Agent:
+    with torch.no_grad():
+        for parameter in one.model.parameters():
+            parameter.fill_(value)
+    one.basis_settled = True
+    one.save(round)
+    return one
+
+
+def test_a_checkpoint_that_is_fresh_enough_is_gone_on_from_in_the_round_of_the_others(tmp_path: Path) -> None:
+    with_checkpoint(agent(0, tmp_path, MemoryHub()), 7, 0.5)
+    one = agent(0, tmp_path, MemoryHub(), "membership.max_staleness=5")
+    assert catch_up(one, view(0, 12, 11, 12, start=7)).start_round == 12
+    assert one.rounds_held() == (0, 7, 12)
+    one.resume(12)  # as the rounds begin
+    assert all(bool((parameter == 0.5).all()) for parameter in one.model.parameters())
+    assert one.status.round == 12  # heartbeats say so
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_whoever_is_far_behind_or_missed_the_basis_takes_a_neighbours_newest_model(
+    tmp_path: Path, settled: bool
+) -> None:
     hub = MemoryHub()
-    one = agent(0, tmp_path, hub, "membership.max_staleness=5")
+    mine = with_checkpoint(agent(0, tmp_path, MemoryHub()), 6, 0.5)
+    mine.basis_settled = settled
+    mine.save(6)
+    one = agent(0, tmp_path, hub, f"membership.max_staleness={5 if settled else 50}")
+    one.basis_settled = False
     far, near = (agent(number, tmp_path, hub) for number in (2, 3))
     with torch.no_grad():
         for parameter in near.model.parameters():
@@ -82,19 +108,20 @@ def test_whoever_is_far_behind_takes_a_neighbours_newest_model(tmp_path: Path) -
     assert found.start_round == 12
     assert all(bool((parameter == 0.25).all()) for parameter in one.model.parameters())  # agent 1 is silent, 3 is near
     assert one.basis_settled
-    assert one.rounds_held() == (0, 12)
-    one.resume(12)  # as the rounds begin
+    assert one.rounds_held()[-1] == 12
+    one.resume(12)
     assert all(bool((parameter == 0.25).all()) for parameter in one.model.parameters())
 
 
 def test_where_nobody_answers_the_old_checkpoint_has_to_do(tmp_path: Path) -> None:
-    one = agent(0, tmp_path, MemoryHub(), "membership.max_staleness=0")
-    seen = view(0, 12, 12, 12, start=6)
-    assert catch_up(one, seen) is seen
+    with_checkpoint(agent(0, tmp_path, MemoryHub()), 6, 0.5)
+    one = agent(0, tmp_path, MemoryHub(), "membership.max_staleness=0", "exchange.timeout_s=0.1")
+    assert catch_up(one, view(0, 12, 12, 12, start=6)).start_round == 12
 
 
 def test_another_model_is_not_taken(tmp_path: Path) -> None:
     hub = MemoryHub()
+    with_checkpoint(agent(0, tmp_path, MemoryHub()), 6, 0.5)
     one = agent(0, tmp_path, hub, "membership.max_staleness=0")
     agent(3, tmp_path, hub, "task.model.hidden=[9]").publish("snapshot", 12)
     with pytest.raises(SchemaError, match="agent 3"):

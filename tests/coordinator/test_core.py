@@ -277,7 +277,8 @@ def test_an_agent_heard_again_after_the_end_reopens_it(stage) -> None:
         run.pass_time(10)
         run.beat(0, 1)
     run.report(0, 1)
-    run.beat(0, 1, done=True)
+    run.beat(0, 10, done=True)
+    run.pass_time(16)
     assert run.coordinator.finished
     run.beat(1, 1)
     assert not run.coordinator.finished

@@ -100,8 +100,8 @@ STARTS = {
         group(
             seat(0, "running", NOW), seat(1, "joined", held=(6, 7), **JOINED), seat(2, "joined", held=(5, 6), **JOINED)
         ),
-        Start((1, 2), 6, everyone=False),
-        "agents 1, 2 came back, agent 0 went on meanwhile",
+        Start((1,), 7, everyone=False),  # each after its own newest round, one after the other
+        "agent 1 came back, agent 0 went on meanwhile",
     ),
     "one came back, nobody was heard since: perhaps all were restarted": (
         group(seat(0, "running", 98.9), seat(1, "joined", **JOINED), seat(2, "running", 98.0)),
@@ -232,7 +232,24 @@ def test_who_may_still_report_round_four(one: Seat, expected: bool) -> None:
     ],
 )
 def test_when_nobody_is_left(states: tuple[str, ...], over: bool) -> None:
-    assert is_over(NOW, group(*(seat(agent, state) for agent, state in enumerate(states))), OPTIONS) is over
+    seats = [replace(seat(agent, state), at=20, round=20) for agent, state in enumerate(states)]
+    assert is_over(NOW, group(*seats), OPTIONS, last_round=20) is over
+
+
+def test_a_coordinator_that_hears_nobody_does_not_end_the_run_because_one_has_left_before() -> None:
+    left = replace(seat(0, "done"), at=8, round=8)
+    assert not is_over(NOW, group(left, seat(1, "lost"), seat(2, "lost")), OPTIONS, last_round=20)
+    assert is_over(NOW, group(left, left, left), OPTIONS, last_round=20)
+
+
+def test_who_is_out_of_the_graph_does_not_throw_the_others_back() -> None:
+    """Agent 1 was drained in round 9; the others were stopped in round 61, and all are started again."""
+    joined = [seat(0, "joined", held=(60, 61)), seat(1, "joined", held=(8, 9)), seat(2, "joined", held=(61,))]
+    start, _ = decide_start(NOW, group(*joined), OPTIONS, frozenset({1}))
+    assert start == Start((0, 2), 61, everyone=True)
+    assert decide_start(NOW, group(*joined), OPTIONS)[0] == Start((0, 1, 2), 0, everyone=True)
+    level = [seat(0, "joined", held=(8, 9)), seat(1, "joined", held=(9,)), seat(2, "joined", held=(9,))]
+    assert decide_start(NOW, group(*level), OPTIONS, frozenset({1}))[0] == Start((0, 1, 2), 9, everyone=True)
 
 
 def test_who_left_before_a_restart_has_a_lease_to_come_back() -> None:

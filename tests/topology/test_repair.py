@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimat.topology import load_topology, mixing_matrix, without_agents
+from dimat.topology import load_topology, mixing_matrix, with_newcomers, without_agents
 from dimat.topology.repair import Policy, bridged, dropped
 
 GRAPHS = ["ring", "path", "star", "complete", "hypercube", "exponential", "one_peer_exponential"]
@@ -105,3 +108,23 @@ def test_nobody_away_is_the_topology_itself() -> None:
     assert without_agents(topology, []) is topology
     assert without_agents(topology, [7]) is topology
     assert sorted(dropped(topology.graph(), []).edges) == sorted(topology.graph().edges)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_a_bridge_never_gives_more_than_all_away(directed: bool, tmp_path: Path) -> None:
+    """Two edges in the place of one: heavy weights are scaled, alike at both ends of an undirected edge."""
+    graph: nx.Graph[int] = nx.DiGraph() if directed else nx.Graph()
+    edges = [(0, 1, 0.35), (1, 2, 0.35), (2, 3, 0.25), (3, 4, 0.5), (4, 0, 0.5), (1, 3, 0.25)]
+    graph.add_weighted_edges_from(edges)
+    if directed:
+        graph.add_weighted_edges_from([(b, a, 0.05) for a, b, _ in edges])
+    (tmp_path / "heavy.json").write_text(json.dumps(nx.node_link_data(graph)))
+    topology = load_topology(str(tmp_path / "heavy.json"), mixing="edge_weights")
+    for away in ([1], [3], [1, 4]):
+        matrix = without_agents(topology, away).matrix()
+        assert np.allclose(matrix.sum(1), 1)
+        assert matrix.min() >= 0
+        assert directed or np.allclose(matrix, matrix.T)
+    grown = with_newcomers(topology, 6, [5]).matrix()
+    assert np.allclose(grown.sum(1), 1)
+    assert grown.min() >= 0

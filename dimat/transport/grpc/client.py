@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -104,7 +104,8 @@ class PeerClient:
         if until is not None:
             request.until.kind, request.until.round = until
         try:
-            answer = await self._answer(self._describe(request, timeout=timeout_s, wait_for_ready=True))
+            with self._line():
+                answer = await self._answer(self._describe(request, timeout=timeout_s, wait_for_ready=True))
         except grpc.aio.AioRpcError as error:
             raise await self._error(error) from None
         self._unsaid.difference_update(said)
@@ -122,7 +123,8 @@ class PeerClient:
         while True:
             before = receiver.position
             try:
-                await self._stream(receiver, deadline)
+                with self._line():
+                    await self._stream(receiver, deadline)
                 break
             except grpc.aio.AioRpcError as error:
                 if not errors.may_pass(error):
@@ -139,6 +141,21 @@ class PeerClient:
         self._unsaid.add((fetch.kind, payload.header.round))
         await self._acknowledge(deadline)
         return payload
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[None]:
+        """A call on this line; one that is hung up because the peer is elsewhere now is as good as one that is gone.
+
+        Raises:
+            PeerUnavailable: it was hung up.
+        """
+        try:
+            yield
+        except (asyncio.CancelledError, grpc.aio.UsageError) as end:
+            task = asyncio.current_task()
+            if isinstance(end, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # it is this task that somebody has cancelled, and not the call
+            raise PeerUnavailable(f"{self.whom}: the line was hung up, it is elsewhere now") from None
 
     async def close(self, grace_s: float | None = None) -> None:
         """Hang up; calls under way may end within `grace_s` seconds."""

@@ -75,6 +75,8 @@ class GrpcControl:
                 views = self._line.views(view.number, deadline)
                 while view.state == "forming" and (changed := next(views, None)) is not None:
                     view = changed
+                    if view.state != "forming":  # where this agent begins is for it alone to know: asked once more
+                        view = self._line.call("Join", join, View, max(1.0, deadline - time.monotonic()))
                 if view.state != "forming":
                     return view
             except TransportError as error:
@@ -148,6 +150,9 @@ class GrpcControl:
         """Take a directive over; what was named already stands, whatever an answer that was overtaken says."""
         with self._lock:
             known = self._directive
+            if directive.superseded:  # what it says else is meant for nobody
+                self._directive = replace(known, superseded=True)
+                return
             if directive.stop_after is None and known.stop_after is not None:
                 directive = replace(directive, stop_after=known.stop_after, reason=known.reason)
             if known.changes and (not directive.changes or directive.changes[-1].number < known.changes[-1].number):

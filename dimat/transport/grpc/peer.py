@@ -240,10 +240,6 @@ class GrpcTransport:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 continue
-            except asyncio.CancelledError:
-                if _is_cancelled():
-                    raise
-                continue  # the old line was hung up because the peer came back elsewhere: ask there
             pause_s = FIRST_PAUSE_S
             newest[peer] = answer.newest.get(wait.kind, -1)
             self._store.changes.bump()
@@ -294,12 +290,6 @@ class GrpcTransport:
             return self._heard(peer)
         said = f"has published round {newest[peer]}" if newest[peer] >= 0 else f"has published no {kind!r} yet"
         return f"{said}, {self._heard(peer)}"
-
-
-def _is_cancelled() -> bool:
-    """Whether it is this task that somebody has cancelled, and not a call that it waited for."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def _anybody(peer: int) -> bool:
