@@ -55,13 +55,16 @@ def catch_up(agent: Agent, view: View) -> View:
         round = _await_model(agent, view)
     if round is None:
         round = view.start_round + behind
-        log.warning(
-            "agent %d: %d rounds behind, going on from its own checkpoint in round %d", agent.id, behind, round + 1
-        )
-        agent.resume(view.start_round)
-        agent.save(round)
+        go_on_from_own(agent, view.start_round, round)
     agent.status.round = round
     return replace(view, start_round=round)
+
+
+def go_on_from_own(agent: Agent, held: int, round: int) -> None:
+    """Take the checkpoint of round `held` for one of `round`: what was missed is left out."""
+    log.warning("agent %d: its checkpoint of round %d has to do for round %d", agent.id, held, round)
+    agent.resume(held)
+    agent.save(round)
 
 
 def _join_in(agent: Agent, view: View) -> int:

@@ -193,9 +193,9 @@ def decide_start(
 ) -> tuple[Start | None, str]:
     """Whether the joined agents may begin, and after which round; else whom they wait for.
 
-    Agents that are `out` of the graph (drained, lost for good) hold old rounds, and must not throw the others back:
-    when everyone starts they wait until the others are in their rounds, and come back to them. Several that come back
-    do so one after the other, each after the newest round of its own.
+    Agents that are `out` of the graph (drained, lost for good) may hold old rounds alone, and must not throw the others
+    back to the very start: then these begin without them, and they come back when the others are in their rounds.
+    Several that come back do so one after the other, each after the newest round of its own.
 
     >>> decide_start(0.0, Group.empty(2), Options(2, 5, 1))
     (None, 'waiting for agents 0, 1 to join (0 of 2 are here)')
@@ -223,11 +223,17 @@ def decide_start(
         here = len(seats) - len(away)
         return None, f"waiting for {names(away)} to join ({here} of {len(seats)} are here)"
     everyone = len(joined) == len(seats)
-    core = [seat for seat in joined if seat.agent not in out] or joined
-    common = max(frozenset[int].intersection(*(seat.holds() for seat in core)))
+    common = _common(joined)
+    if common == 0:  # all rounds would be lost: better without those who were away when they were done
+        common = _common([seat for seat in joined if seat.agent not in out] or joined)
     agents = tuple(seat.agent for seat in joined if common in seat.holds())
     who = f"all {len(joined)} agents" if everyone else names(list(agents))
     return Start(agents, common, everyone), f"{who} joined, the newest round they hold is {common}"
+
+
+def _common(seats: list[Seat]) -> int:
+    """The newest round of which each holds a checkpoint."""
+    return max(frozenset[int].intersection(*(seat.holds() for seat in seats)))
 
 
 def awaited(group: Group, options: Options) -> list[Seat]:

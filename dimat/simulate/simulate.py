@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dimat.agent.build import build_agent, build_topology
+from dimat.agent.comeback import go_on_from_own
 from dimat.agent.live import check_neighbours, introduction, run_rounds
 from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.state import Agent
@@ -111,6 +112,8 @@ def simulate(
             view = desk.join(introduction(one.agent, one.transport.start()))
         for one in running:
             check_neighbours(one.agent, timeout_s=0.0)
+            if view.start_round not in one.agent.rounds_held():  # it was out of the graph in the run that is continued
+                go_on_from_own(one.agent, one.agent.rounds_held()[-1], view.start_round)
             one.steps = run_rounds(one.agent, view, control)
             if config.faults:
                 ends.callback(_plan_faults(one))

@@ -338,3 +338,18 @@ def test_groups_that_do_not_verify_stop_the_run_before_it_starts(monkeypatch: py
     with pytest.raises(AlignmentError, match="group fc1"):
         check_run(small())
     check_run(small("merge.align=none"))
+
+
+def test_a_run_that_goes_on_without_one_who_was_out_for_long_loses_no_round(tmp_path: Path) -> None:
+    """Agent 2 is killed in round 2 of 12; its checkpoints are older than all that the others still hold."""
+    settings = ["task.model.name=mlp", "task.model.hidden=[8]", "agents=3", "topology.graph=path", "merge.align=none"]
+    settings += ["rounds=12", "train.epochs=1"]
+    kill = ["faults=[{at: {agent: 2, round: 2, phase: train}, do: kill}]"]
+    config = load_config(None, [*settings, *kill])
+    folder = prepare(config, tmp_path / "run")
+    simulate(config, folder)
+    held = [rounds_held(folder / "checkpoints" / str(agent)) for agent in range(3)]
+    assert not set(held[2]) & set(held[0])
+    simulate(config, folder)  # nothing is left to do, and nothing is thrown away
+    assert rounds_held(folder / "checkpoints" / "0") == held[0]
+    assert 12 in rounds_held(folder / "checkpoints" / "2")
