@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 Shape = Literal["together", "per-agent"]
 
 MAX_COORDINATOR_RESTARTS = 10
+LATE_S = 10.0
+"""How long agents may take to leave once the coordinator has: it goes after all of those that it knows of."""
 
 
 class LocalRun:
@@ -123,6 +125,7 @@ class LocalRun:
     def _supervise(self, address: str) -> None:
         """Until all launchers have ended: restart the coordinator, deliver interrupts, notice failures."""
         restarts = 0
+        over_s: float | None = None
         self._num_starts = dict.fromkeys((child.name for child in self._launchers), 1)
         while any(child.poll() is None for child in self._launchers):
             if self._interrupts > 1:
@@ -138,9 +141,17 @@ class LocalRun:
             if self._interrupts == 1 and self._told != self._coordinator.pid and self._coordinator_listens():
                 self._told = self._coordinator.pid
                 self._coordinator.signal(signal.SIGINT)
-            if self._shape == "per-agent" and not self._interrupts:
+            if self._coordinator.poll() is not None and self._run_ended():
+                over_s = time.monotonic() if over_s is None else over_s
+                if time.monotonic() - over_s > LATE_S:
+                    break  # whoever is left came back after the end, and would wait for a coordinator for long
+            elif self._shape == "per-agent" and not self._interrupts:
                 self._start_dead_agents()
             self._over.wait(0.1)
+        for child in self._launchers:
+            if child.poll() is None:
+                log.warning("%s came back after the run had ended, and is stopped", child.name)
+                child.close()
         failed = [child for child in self._launchers if child.poll() != 0]
         if len(failed) == len(self._launchers) or (failed and self._shape == "together"):
             raise failed[0].failure()
@@ -189,10 +200,12 @@ class LocalRun:
         )
 
     def _coordinator_died(self) -> bool:
-        if self._coordinator.poll() is None:
-            return False
+        # With an outcome it ended because the run did.
+        return self._coordinator.poll() is not None and not self._run_ended()
+
+    def _run_ended(self) -> bool:
         with Store.open(self._folder, read_only=True) as store:
-            return store.outcome() is None  # with an outcome it ended because the run did
+            return store.outcome() is not None
 
     def _watch(self, address: str) -> None:
         for view in watch(address, over=self._over, credentials=self._credentials):
