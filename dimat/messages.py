@@ -246,6 +246,8 @@ class Change:
     away: tuple[int, ...]
     """All who are not in it, ascending."""
     reason: str = ""
+    leaving: tuple[int, ...] = ()
+    """Those of `away` that leave in order: until `from_round` they are in their rounds and are waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,10 @@
 graph's centre. Its function does not change, its optimiser's state moves along, and from then on merges are plain
 weighted sums. Matching anew each round moves nearly every unit every round and loses to plain averaging when shards
 differ; agreeing once keeps the gain of the first merge.
+
+Who was to hand the basis on may be gone before it has. Its children then keep their own, and those below follow them:
+one run would have several. So when the coordinator takes somebody with children out of the graph right after the round
+of the agreement, all agree once more, along the tree of those who are left.
 """
 
 from __future__ import annotations
@@ -40,8 +44,19 @@ def agree_on_basis(agent: Agent, number: int, clock: PhaseClock) -> Steps[Moved]
             moved = shares_moved(perms)
     with clock("publish"):
         agent.publish("basis", number)
-    agent.basis_settled = True
+    agent.basis_settled, agent.basis_round = True, number
     return moved
+
+
+def has_to_agree(agent: Agent, number: int) -> bool:
+    """Whether the agents agree on a basis in round `number`; all say the same, since all heard the same changes."""
+    if not agent.basis_settled or agent.basis_round is None:
+        return not agent.basis_settled
+    since = agent.basis_round
+    # A change names a round two after the agreement at the latest: nobody was further when it was made.
+    changes = [change for change in agent.changes if since < change.from_round <= min(number, since + 2)]
+    handing_on = frozenset(_tree(agent, since)[1].values())
+    return any(handing_on & frozenset(change.away) for change in changes)
 
 
 def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[None]:
@@ -115,13 +130,13 @@ def shares_moved(perms: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[StateDict | None]:
     """The parent's basis, or the lowest live neighbour's when the parent is dead; None for the root, or all alone."""
-    _, parents = agent.topology.tree()
+    _, parents = _tree(agent, number)
     if agent.id not in parents:
         return None  # the root: the others come to it
     parent = parents[agent.id]
     # A parent may itself wait a whole deadline for its own: who is deeper in the tree has more patience.
     patience_s = agent.config.exchange.timeout_s * _depth(agent.id, parents)
-    others = tuple(peer for peer in agent.topology.neighbours(agent.id) if peer != parent)
+    others = tuple(peer for peer in agent.topology_in(number).neighbours(agent.id) if peer != parent)
     for peers, timeout_s in (((parent,), patience_s), (others, 1.0)):
         with clock("wait"):
             ready = yield Wait("published", peers, "basis", number, timeout_s)
@@ -130,6 +145,11 @@ def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[St
             return basis
     log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
     return None
+
+
+def _tree(agent: Agent, number: int) -> tuple[int, dict[int, int]]:
+    """Root and parents among those who are in the graph in round `number` and can hear from this agent."""
+    return agent.topology_in(number).tree(around=agent.id)
 
 
 def _depth(agent: int, parents: Mapping[int, int]) -> int:

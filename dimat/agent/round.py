@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours
+from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
@@ -56,7 +56,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         return _report(agent, number, clock, loss, before)
 
     moved: Mapping[str, float] = {}
-    if config.merge.basis == "agree" and not agent.basis_settled:
+    if config.merge.basis == "agree" and has_to_agree(agent, number):
         moved = yield from agree_on_basis(agent, number, clock)
 
     with clock("publish"):

@@ -65,6 +65,8 @@ class Agent:
     spare: torch.nn.Module | None = None
     """A second module of the same shape in which other weights than the agent's are run on samples."""
     basis_settled: bool = False
+    basis_round: int | None = None
+    """The round in which this process agreed on a basis; None while it has not, and for one read from a checkpoint."""
     base: dict[str, torch.Tensor] | None = None
     """For methods with a base: this agent's own model after its last merge, before the first one as it started, in its
     present basis. So nothing more than models travels. None for other methods."""
@@ -126,12 +128,14 @@ class Agent:
     def hear(self, directive: Directive) -> None:
         """Take over what the coordinator said of the others. Called by the round and by the heartbeat's thread.
 
-        Waits for agents that are away by the newest change end at once.
+        Waits for agents that are away by the newest change end at once, but for those that are leaving in order: they
+        do their last rounds like everybody else.
         """
         self.status.superseded = self.status.superseded or directive.superseded
         if directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0):
             self.changes = directive.changes
-            self.transport.presume_gone(frozenset(self.changes[-1].away) - {self.id})
+            gone = frozenset(self.changes[-1].away) - frozenset(self.changes[-1].leaving)
+            self.transport.presume_gone(gone - {self.id})
         moved = {
             peer: address
             for peer, address in directive.addresses.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from dimat.cli.secured import open_line
@@ -13,6 +15,8 @@ from dimat.transport.grpc.coordinator_client import CoordinatorClient
 from dimat.transport.security import ADMIN
 
 TIMEOUT_S = 10.0
+PATIENCE_S = 5.0
+RETRY_S = 0.5
 
 
 def drain_command(run: str, agent: int, format: str, certs: Path | None = None, insecure: bool = False) -> int:
@@ -22,6 +26,12 @@ def drain_command(run: str, agent: int, format: str, certs: Path | None = None, 
     line = CoordinatorClient(address, **spoken.settings())
     try:
         directive: Directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
+        deadline = time.monotonic() + PATIENCE_S
+        # A coordinator that has just been restarted names no round before it has heard all agents; asking twice is one.
+        with suppress(UsageError):  # meanwhile it has left
+            while directive.stop_after is None and time.monotonic() < deadline:
+                time.sleep(RETRY_S)
+                directive = line.call("Drain", Drain(agent), Directive, TIMEOUT_S)
     except PeerUnavailable as failure:
         raise line.untrusted() or failure from None
     finally:
@@ -29,7 +39,7 @@ def drain_command(run: str, agent: int, format: str, certs: Path | None = None, 
     if format == "json":
         print(json.dumps({"agent": agent, "last_round": directive.stop_after}))
     elif directive.stop_after is None:
-        print(f"agent {agent} stays to the end of the run, which comes before it could leave")
+        print(f"agent {agent} was asked to leave; the coordinator has named no round yet, or the run ends before one")
     else:
         print(f"agent {agent} leaves after round {directive.stop_after}")
     return EXIT_DONE

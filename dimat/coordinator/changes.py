@@ -56,7 +56,8 @@ def next_change(
     if away == before or from_round > last_round:
         return None
     number = changes[-1].number + 1 if changes else 1
-    return Change(number, from_round, tuple(sorted(away)), _reason(group, before, away))
+    leaving = tuple(seat.agent for seat in running if seat.draining)
+    return Change(number, from_round, tuple(sorted(away)), _reason(group, before, away), leaving)
 
 
 def last_round_of(seat: Seat, changes: Sequence[Change]) -> int | None:

@@ -19,7 +19,7 @@ from dimat.coordinator.changes import NUM_TOLD, last_round_of
 from dimat.coordinator.convergence import Outcome, Stop
 from dimat.coordinator.membership import Group, Seat, is_of
 from dimat.coordinator.options import Options
-from dimat.coordinator.run import Note, Run, Step, advance, on_beat, on_drain, on_join, on_report, on_stop
+from dimat.coordinator.run import Note, Run, Step, advance, forgive, on_beat, on_drain, on_join, on_report, on_stop
 from dimat.coordinator.store import Event, Store, StoredMember
 from dimat.coordinator.view import news, view_of
 from dimat.errors import UsageError
@@ -30,6 +30,9 @@ NUMBERS_RESERVED = 1000
 
 MAX_SKETCH_BYTES = 1 << 16
 """Four times what agents send: reports wait in memory until their round is complete."""
+
+NUM_TICKS_MISSED = 8
+"""After as many ticks without a step the coordinator's process stood still: it was stopped, or its machine slept."""
 
 CHATTER_S = 0.5
 """What agents are doing right now changes with every heartbeat; onlookers hear of it at most this often."""
@@ -43,6 +46,8 @@ class Coordinator:
         diameter: of the topology, in hops (for changing topologies: the rounds that news takes to reach everybody).
         store: an open store; what an earlier coordinator wrote there is taken up.
         lease_s: seconds of silence after which an agent counts as lost; None for the config's `membership.lease_s`.
+        tick_s: how often `tick` is called. Where nothing was done for much longer, this process itself stood still and
+            could hear nobody: that time counts for no lease. None where the caller ticks when it likes.
         clock: seconds that only grow, for leases. A clock that stands still means that nobody is ever late.
         wall_clock: seconds since the epoch, for events.
     """
@@ -54,6 +59,7 @@ class Coordinator:
         store: Store,
         *,
         lease_s: float | None = None,
+        tick_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -61,6 +67,8 @@ class Coordinator:
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock
+        self._stood_still_s = float("inf") if tick_s is None else NUM_TICKS_MISSED * tick_s
+        self._stepped_s = clock()
         self._changed = threading.Condition(threading.RLock())
         self._run = restore(clock(), store, self.options)
         self._number = self._reserved = int(store.meta("view_numbers") or 0)
@@ -199,8 +207,9 @@ class Coordinator:
 
     def _step(self, step: Callable[[float, Run], Step], report: Report | None = None) -> None:
         """Conclude, then write, then remember: when the disk refuses, nothing has happened."""
-        before = self._run
-        after, notes = step(self._clock(), before)
+        before, now = self._run, self._clock()
+        pause_s, self._stepped_s = now - self._stepped_s, now
+        after, notes = step(now, forgive(now, before, pause_s) if pause_s > self._stood_still_s else before)
         _write(self._store, self._wall_clock(), before, after, notes, report)
         self._run = after
         self._show()
@@ -276,7 +285,10 @@ def restore(now: float, store: Store, options: Options) -> Run:
         newest=max((report.round for report in newest.values()), default=0),
         stop=stop,
         stop_restored=stop is not None,
-        changes=tuple(Change(**{**told, "away": tuple(told["away"])}) for told in known.get("changes", ())),
+        changes=tuple(
+            Change(**{**told, "away": tuple(told["away"]), "leaving": tuple(told.get("leaving", ()))})
+            for told in known.get("changes", ())
+        ),
     )
 
 

@@ -152,6 +152,12 @@ def on_stop(run: Run, reason: str, options: Options) -> Step:
     return replace(run, stop=stop, stop_restored=False), (Note("stop", stop.reason, stop.stop_after),)
 
 
+def forgive(now: float, run: Run, pause_s: float) -> Run:
+    """The run as if `pause_s` seconds in which the coordinator itself heard nobody had not been, for the leases."""
+    seats = tuple(replace(seat, heard_s=min(now, seat.heard_s + pause_s)) for seat in run.group.seats)
+    return replace(run, group=replace(run.group, seats=seats))
+
+
 def advance(now: float, run: Run, options: Options) -> Step:
     """Draw every conclusion that is due; called after everything that is said, and every so often when nothing is."""
     run, notes = _lose(now, run, options)

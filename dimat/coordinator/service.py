@@ -97,7 +97,7 @@ def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float | No
             f"{str(store.path)!r} belongs to a run of another config (digest {found}, here {config.digest})",
             hint="name another folder with --out",
         )
-    coordinator = Coordinator(config, diameter, store, lease_s=lease_s)
+    coordinator = Coordinator(config, diameter, store, lease_s=lease_s, tick_s=TICK_S)
     if found is None:
         coordinator.remember("config", config.digest)
     else:

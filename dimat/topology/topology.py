@@ -23,7 +23,7 @@ from dimat.topology.mixing import (
 from dimat.topology.schedule import rounds_to_hear, union
 from dimat.topology.source import agree_size, find_source, is_static, rounds_of
 from dimat.topology.spectral import joint_matrix, rounds_per_tenfold, spectral_gap
-from dimat.topology.tree import reading_tree
+from dimat.topology.tree import part_of, reading_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,14 @@ class Topology:
         """Rounds until everyone has heard from everyone; for one graph the longest shortest path."""
         return rounds_to_hear([self.graph_at(round) for round in self.window()])
 
-    def tree(self) -> tuple[int, dict[int, int]]:
+    def tree(self, around: int | None = None) -> tuple[int, dict[int, int]]:
         """The root and the parent by child along which a basis is agreed (`dimat.topology.reading_tree`).
 
-        A changing topology takes the union of its first window: all its edges may be read.
+        A changing topology takes the union of its first window: all its edges may be read. Where agents are away, the
+        graph may have several parts; then the tree is that of the part that holds the agent `around`.
         """
-        return reading_tree(union(self.graph_at(round) for round in self.window()) if self.period > 1 else self.graph())
+        graph = union(self.graph_at(round) for round in self.window()) if self.period > 1 else self.graph()
+        return reading_tree(graph if around is None else part_of(graph, around))
 
     def summary(self, round: int = 0) -> dict[str, Any]:
         """The numbers of `dimat topology show --format json`, for one round.

@@ -14,6 +14,17 @@ def diameter(graph: nx.Graph[int]) -> int:
     return int(nx.diameter(graph))
 
 
+def part_of(graph: nx.Graph[int], agent: int) -> nx.Graph[int]:
+    """The part of a graph whose agents all hear from `agent` and are heard by it, itself included.
+
+    >>> sorted(part_of(nx.Graph([(0, 1), (2, 3)]), 3))
+    [2, 3]
+    """
+    if isinstance(graph, nx.DiGraph):
+        return graph.subgraph((nx.ancestors(graph, agent) & nx.descendants(graph, agent)) | {agent})
+    return graph.subgraph(nx.node_connected_component(graph, agent))
+
+
 def reading_tree(graph: nx.Graph[int]) -> tuple[int, dict[int, int]]:
     """A breadth-first tree from the graph's centre, in which every child reads its parent.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dimat.agent.basis import agree_on_basis, align_neighbours, match, permute_agent, shares_moved
+from dimat.agent.basis import agree_on_basis, align_neighbours, has_to_agree, match, permute_agent, shares_moved
 from dimat.agent.build import build_agent
 from dimat.agent.gather import realised_row
 from dimat.agent.live import _readers_have
@@ -13,6 +13,7 @@ from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.train import train_locally
 from dimat.config import load_config
+from dimat.messages import Change, Directive
 from dimat.statedict import copy_of
 from dimat.transport.memory import MemoryHub, MemoryTransport
 
@@ -136,3 +137,36 @@ def test_on_a_directed_graph_two_rounds_on_waits_for_the_readers() -> None:
     assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (1, 2), "snapshot", 3)
     undirected = agent(0)
     assert list(_readers_have(undirected, 3)) == []
+
+
+def test_the_tree_is_that_of_the_agents_who_are_there() -> None:
+    """A path 0 - 1 - 2 without its centre: the ends are joined, the lower one is the root."""
+    ends = [agent(number) for number in (0, 2)]
+    for made in ends:
+        made.hear(Directive(changes=(Change(1, 1, (1,)),)))
+    with pytest.raises(StopIteration):
+        next(agree_on_basis(ends[0], 1, PhaseClock(ends[0].status)))
+    assert next(agree_on_basis(ends[1], 1, PhaseClock(ends[1].status))).peers == (0,)
+
+
+def test_all_agree_once_more_when_somebody_with_children_is_gone_right_after() -> None:
+    made = agent(2)  # of a path: its parent is 1, which hands the basis on to both ends
+    assert has_to_agree(made, 1)
+    made.basis_settled, made.basis_round = True, 1
+    assert not has_to_agree(made, 2)
+    made.hear(Directive(changes=(Change(1, 2, (0,)),)))
+    assert not has_to_agree(made, 2), "nobody took its basis from an end"
+    made.hear(Directive(changes=(Change(1, 2, (0,)), Change(2, 3, (0, 1)))))
+    assert not has_to_agree(made, 2), "in round 2 it is still there"
+    assert has_to_agree(made, 3)
+    made.basis_round = 3
+    assert not has_to_agree(made, 4)
+    made.basis_round = None
+    assert not has_to_agree(made, 4), "settled in an earlier life"
+
+
+def test_nobody_ends_a_wait_for_one_that_leaves_in_order() -> None:
+    made, told = agent(0), []
+    made.transport.presume_gone = told.append  # type: ignore[method-assign]
+    made.hear(Directive(changes=(Change(1, 5, (1, 2), leaving=(2,)),)))
+    assert told == [frozenset({1})]

@@ -29,6 +29,8 @@ class Stage:
         self.folder = folder
         self.agents = agents
         self.now = 1000.0
+        self.tick_s: float | None = None
+        """None: time passes in leaps here, and all of it counts."""
         membership = MembershipConfig(elastic=num_seats is not None, max_agents=num_seats)
         self._config = RunConfig(agents=agents, rounds=rounds, stop=stop, membership=membership)
         self._diameter = diameter
@@ -39,7 +41,13 @@ class Stage:
         store = Store.open(self.folder)
         store._connection.execute("PRAGMA synchronous = OFF")  # no test here cuts the power
         coordinator = Coordinator(
-            self._config, self._diameter, store, lease_s=LEASE_S, clock=lambda: self.now, wall_clock=lambda: self.now
+            self._config,
+            self._diameter,
+            store,
+            lease_s=LEASE_S,
+            tick_s=self.tick_s,
+            clock=lambda: self.now,
+            wall_clock=lambda: self.now,
         )
         return store, coordinator
 

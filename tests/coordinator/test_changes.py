@@ -131,8 +131,9 @@ def test_an_agent_that_is_asked_to_leave_knows_its_last_round_and_so_do_the_othe
     others = run.beat(0, 2)
     assert (others.stop_after, others.changes[-1].from_round, others.changes[-1].away) == (None, 3, (1,))
     assert "leaving" in others.changes[-1].reason
+    assert others.changes[-1].leaving == (1,)  # waited for until then
     run.crash()
-    run.beat(0, 2)
+    assert run.beat(0, 2).changes[-1] == others.changes[-1]
     run.beat(2, 2)
     assert run.beat(1, 2).stop_after == 2
     run.report_all(2)
@@ -159,6 +160,23 @@ def test_one_that_was_asked_to_leave_may_come_back(stage: Callable[..., Any]) ->
     run.beat(1, 3)
     assert run.beat(1, 3).stop_after is None
     assert run.coordinator.view().changes[-1].away == ()
+
+
+def test_the_time_in_which_the_coordinator_itself_stood_still_counts_for_no_lease(stage: Callable[..., Any]) -> None:
+    """Its process is stopped for longer than a lease: when it goes on, one agent is heard first, the others later."""
+    run = stage(agents=3)
+    run.tick_s = 0.25
+    run.crash()
+    run.join_all()
+    run.report_all(1)
+    run.now += 3 * LEASE_S
+    run.beat(0, 2)
+    run.pass_time(0.25)
+    assert run.states() == ["running"] * 3
+    for _ in range(int(LEASE_S / 0.25) + 1):  # it runs again: from now on silence is silence
+        run.pass_time(0.25)
+        run.beat(0, 2)
+    assert run.states() == ["running", "lost", "lost"]
 
 
 def test_who_is_not_in_its_rounds_cannot_be_asked_to_leave(stage: Callable[..., Any]) -> None:

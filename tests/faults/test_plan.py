@@ -319,3 +319,20 @@ def test_the_newest_round_does_not_come_over_a_cut_link(tmp_path: Path) -> None:
             door.publish(encode(state, Header("snapshot", round, agent)))
         answers.append(type(bob.gather((newest,), 1.0)[0]))
     assert answers == [Payload, PeerUnavailable, Payload]
+
+
+# ------------------------------------------------------------------------------------------------------------ the basis
+
+
+def test_a_root_that_dies_before_it_has_handed_its_basis_on_leaves_one_basis(run: Any) -> None:
+    """The centre of a star: all others kept their own bases in round 1."""
+    settings = ("train.epochs=4", "topology.graph=star")
+    told = run({"at": {"agent": 0, "round": 1, "phase": "align"}, "do": "kill"}, settings=settings)
+    moved = {
+        (agent, round): max(told.reports[agent, round].moved.values(), default=0.0)
+        for agent in (1, 2, 3)
+        for round in (1, 2, 3)
+    }
+    came_to_the_new_root = {(1, 2), (3, 2)}  # they are a path now, with 2 in its centre
+    assert all(moved[place] > 0.5 for place in came_to_the_new_root)
+    assert not any(share for place, share in moved.items() if place not in came_to_the_new_root)

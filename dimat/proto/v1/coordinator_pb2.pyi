@@ -180,16 +180,18 @@ class Directive(_message.Message):
     def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ..., superseded: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("number", "from_round", "away", "reason")
+    __slots__ = ("number", "from_round", "away", "reason", "leaving")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
     AWAY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     number: int
     from_round: int
     away: _containers.RepeatedScalarFieldContainer[int]
     reason: str
-    def __init__(self, number: _Optional[int] = ..., from_round: _Optional[int] = ..., away: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
+    leaving: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, number: _Optional[int] = ..., from_round: _Optional[int] = ..., away: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., leaving: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("after",)
