@@ -1,11 +1,12 @@
 """Two hosts under `torchrun --nnodes 2` over a long, lossy line that is cut for half a minute: does the run end?
 
-    python benchmarks/lab.py            a clear line; 50 ms and 1 % loss; the same cut for 30 s: about three minutes
+    python benchmarks/lab.py            a clear line; 50 ms and 1 % loss; the same cut for 30 s: about five minutes
     python benchmarks/lab.py --smoke    6 rounds, 50 ms, 1 % loss, cut for 4 s
 
 The hosts are network namespaces of this machine, built by launch/lab.sh (needs root): a run folder each, two agents
 each, ring of four, lines of 100 Mbit/s. 50 ms is the way of every packet in one direction; packets are lost in each.
-The line is cut once every agent has reported round 3. Checked in every case: torchrun ends with 0 on both hosts, no
+The line is cut once every agent has reported round 3; there are so many rounds that it is mended while some are left
+also for two agents that go on alone. Checked in every case: torchrun ends with 0 on both hosts, no
 worker was started twice, every agent reported every round. The numbers go to benchmarks/results/lab.json; exit code 1
 when a check fails.
 """
@@ -48,7 +49,7 @@ def reached(out: Path, round: int) -> bool:
 
 def carry_out(out: Path, rounds: int, delay_ms: int = 0, loss_percent: int = 0, cut_s: int = 0) -> dict[str, Any]:
     """One job across two hosts; what came of it."""
-    settings = [f"agents={NUM_AGENTS}", f"rounds={rounds}", "task.model.name=mlp", "train.epochs=1"]
+    settings = [f"agents={NUM_AGENTS}", f"rounds={rounds}"]
     out.mkdir()
     config = out / "lab.yaml"
     config.write_text(load_config(None, settings).to_yaml())
@@ -93,7 +94,7 @@ def carry_out(out: Path, rounds: int, delay_ms: int = 0, loss_percent: int = 0, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="6 rounds, one case with a cut of 4 s")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     rounds = 6 if arguments.smoke else arguments.rounds
     if subprocess.run([str(LAB), "check"], stdout=sys.stderr, check=False).returncode:
