@@ -119,13 +119,15 @@ class MergeConfig(Part):
     takes each agent's own model after its last merge for it."""
     align: Literal["none", "weights", "activations"] = "activations"
     """What permutations are found by."""
-    basis: Literal["agree", "adopt", "each_round"] = "agree"
-    """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published."""
+    basis: Literal["auto", "agree", "adopt", "each_round"] = "auto"
+    """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published. auto: agents
+    that have not trained before the run adopt, those that bring trained models agree."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
-    calibrate: Literal["none", "batchnorm", "repair"] = "batchnorm"
+    calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
     """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
-    repair: these, and in the other layers the channel means and deviations that the merged models had."""
+    neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so; repair: batchnorm,
+    and in the other layers the channel means and deviations that the merged models had."""
     every: Annotated[int, Field(ge=1)] = 1
     """Merge in every n-th round."""
     optimizer_state: Literal["keep", "reset"] = "keep"
@@ -284,6 +286,19 @@ class RunConfig(Part):
             )
         check_faults(self.faults, self.agents, self.rounds)
         return self
+
+    @property
+    def basis(self) -> Literal["agree", "adopt", "each_round"]:
+        """`merge.basis`, decided.
+
+        >>> RunConfig().basis, RunConfig(init="checkpoints").basis
+        ('adopt', 'agree')
+        """
+        if self.merge.basis != "auto":
+            return self.merge.basis
+        # Without alignment agents merge as they are: that is what the setting asks for.
+        untrained = self.init in ("same", "different")
+        return "adopt" if untrained and self.merge.align != "none" else "agree"
 
     @property
     def num_seats(self) -> int:

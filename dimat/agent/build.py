@@ -15,6 +15,7 @@ from dimat.agent.checkpoint import rounds_held
 from dimat.agent.gate import labelled_batches
 from dimat.agent.randomness import capture, seed_all
 from dimat.agent.state import Agent
+from dimat.agent.statistics import has_statistics
 from dimat.agent.train import make_optimizer
 from dimat.align import PermutationSpec, permutation_spec
 from dimat.config import RunConfig
@@ -88,7 +89,7 @@ def build_agent(
     if config.init not in ("same", "different"):
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
-    aligns = config.merge.align != "none" and config.merge.basis != "adopt"
+    aligns = config.merge.align != "none" and config.basis != "adopt"
     spec = find_groups(model, own_samples) if aligns else None
     seed_all(derive_seed(config.seed, "train", agent))
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
@@ -111,8 +112,9 @@ def build_agent(
         start=capture(loader),
         spare=copy.deepcopy(model) if aligns or config.merge.calibrate == "repair" else None,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
-        basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
+        basis_settled=config.init == "same" or (config.merge.align == "none" and config.basis != "adopt"),
     )
+    made.shares_statistics = config.merge.calibrate == "neighbourhood" and has_statistics(model)
     made.remember_base()
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
+from dimat.agent.statistics import KIND as STATISTICS
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.errors import Interrupted, PeerUnavailable, SchemaError
@@ -110,11 +111,19 @@ def _without_disk(agent: Agent, number: int, what: str) -> Iterator[None]:
 def _readers_have(agent: Agent, number: int, *, at_the_end: bool = False) -> Steps[None]:
     """Wait until everyone who reads round `number` has it: two rounds are kept, the third goes.
 
-    Where reading is mutual the acknowledgements of `gather` have seen to that already.
+    Where reading is mutual the acknowledgements of `gather` have seen to that already; statistics, which come after
+    the merge, are not acknowledged on the way: nobody is two rounds ahead of a neighbour.
     """
-    if number < 1 or not agent.merges(number) or agent.mutual(number):
+    if number < 1 or not agent.merges(number):
         return
-    readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
+    if agent.mutual(number) and not (at_the_end and agent.shares_statistics):
+        return
+    if agent.is_final_merge(number):
+        readers = tuple(peer for peer in agent.row(number) if peer != agent.id)
+    else:
+        readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:
         patience_s = agent.limits.ceiling_s if at_the_end else agent.patience_s("read", readers)
-        yield Wait("acknowledged", readers, "snapshot", number, patience_s)
+        # Statistics are read after the snapshot of the same round.
+        kind = STATISTICS if agent.shares_statistics else "snapshot"
+        yield Wait("acknowledged", readers, kind, number, patience_s)

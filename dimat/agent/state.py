@@ -27,7 +27,7 @@ from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology, with_newcomers, without_agents
-from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
+from dimat.transport.base import Buffer, Fetch, Transport, closed
 
 if TYPE_CHECKING:
     from dimat.agent.ranks import Ranks
@@ -76,6 +76,8 @@ class Agent:
     """Where the others are."""
     repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
     """The topology by who is away, made when first needed."""
+    shares_statistics: bool = False
+    """Whether batch-norm statistics are shared with neighbours after each merge; without batch norm there are none."""
     usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """How far the neighbours' models usually lay in the last merges, by kind of tensor; for `merge.checks`."""
     gate_batches: list[Any] = field(default_factory=list)
@@ -166,9 +168,9 @@ class Agent:
         self.transport.publish(payload)
         return payload
 
-    def close_round(self, round: int) -> None:
-        """Tell whoever waits for this agent's acknowledgements that it reads no more of `round`."""
-        self.transport.publish(Payload(Header(CLOSED, round, self.id), ()))
+    def close_round(self, round: int, kind: str = "snapshot") -> None:
+        """Tell whoever waits for this agent's acknowledgements that it reads no more of that kind of `round`."""
+        self.transport.publish(Payload(Header(closed(kind), round, self.id), ()))
 
     @property
     def limits(self) -> Limits:

@@ -53,7 +53,7 @@ class Options:
             patience=config.stop.patience,
             lease_s=config.membership.lease_s if lease_s is None else lease_s,
             linear=merge.method == "mean"
-            and (merge.align == "none" or merge.basis != "each_round")
+            and (merge.align == "none" or config.basis != "each_round")
             and config.exchange.mode == "sync",  # else what was merged are not the models of this round
         )
 
