@@ -1,0 +1,137 @@
+"""The command line of the comparison: run what is missing of a suite, or write the report from the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.decentralized import data, machine, table
+from benchmarks.decentralized.cells import Cell, matches
+from benchmarks.decentralized.estimate import seconds_of
+from benchmarks.decentralized.methods import why_not
+from benchmarks.decentralized.pool import run_all
+from benchmarks.decentralized.progress import Progress
+from benchmarks.decentralized.suites import SUITES, cells_of
+from benchmarks.decentralized.work import Places
+from dimat.errors import DimatError
+
+ROOT = Path(__file__).parents[2]
+SCRATCH = ROOT / "benchmarks" / "results" / "decentralized"
+"""Outside of version control: subsets, checkpoints, and what the smoke suite makes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    docs = options.docs or (SCRATCH / "smoke" if options.suite == "smoke" else ROOT / "docs")
+    try:
+        if options.suite:
+            run_suite(options, docs)
+        if options.report or (options.suite and not options.dry_run):
+            write_report(docs)
+    except DimatError as error:
+        print(f"error: {error}" + (f"\n  {error.hint}" if getattr(error, "hint", None) else ""), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; finished cells are in the table, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_suite(options: argparse.Namespace, docs: Path) -> None:
+    """Run the cells that the suite's table has not, as far as the time goes."""
+    path = docs / "results" / f"{options.suite}.csv"
+    rows = table.read(path)
+    wanted = [cell for cell in cells_of(options.suite) if matches(cell, options.only)]
+    if not wanted:
+        raise DimatError(f"no cell of suite {options.suite} matches {' or '.join(options.only)}")
+    able = _without_what_cannot_run(wanted, options.data)
+    again = {cell for cell in able if options.again and matches(cell, options.again)}
+    left = [cell for cell in able if cell in again or cell not in table.finished(rows)]
+    estimate = seconds_of(left, rows)
+    hours = sum(estimate.values()) / 3600
+    tell(
+        f"suite {options.suite}: {len(left)} of {len(wanted)} cells to run, about {hours:.2f} h of one core, "
+        f"{hours / options.cores:.2f} h on {options.cores}"
+    )
+    if options.dry_run:
+        for cell in left:
+            print(f"{estimate[cell]:8.0f} s  {cell.name}")
+        return
+    # Workers inherit it: as many cells as cores, and a thread each.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    description, progress = machine.describe(), Progress(estimate, options.cores)
+
+    def done(cell: Cell, made: list[table.Row]) -> None:
+        table.add(path, made)
+        machine.count(path, description, options.cores)
+        progress.advance(cell)
+
+    until = time.monotonic() + 60 * options.budget_minutes if options.budget_minutes else float("inf")
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # checkpoints are synced to disk, elsewhere
+    with tempfile.TemporaryDirectory(dir=in_memory, prefix="dimat-cells-") as scratch, progress:
+        rest = run_all(left, Places(options.data, options.cache, Path(scratch)), options.cores, done, until)
+    if rest:
+        tell(f"the time is over: {len(rest)} cells are left, the same command goes on with them")
+
+
+def _without_what_cannot_run(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """The cells whose method and data there are; what is left out is said."""
+    reasons: dict[str, str] = {}
+    for what in sorted({cell.method for cell in cells}):
+        if why := why_not(what):
+            reasons[what] = f"method {what}: {why}"
+    for what in sorted({cell.setting.dataset for cell in cells}):
+        if why := data.missing(what, folder):
+            reasons[what] = f"data {what}: {why}"
+    for reason in reasons.values():
+        tell(f"left out, {reason}")
+    return [cell for cell in cells if cell.method not in reasons and cell.setting.dataset not in reasons]
+
+
+def write_report(docs: Path) -> None:
+    """Write `results.md` and the figures from the tables of a docs folder."""
+    from benchmarks.decentralized.report import write
+
+    for path in write(docs):
+        tell(f"wrote {path}")
+
+
+def tell(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decentralized", description=__doc__)
+    parser.add_argument("--suite", choices=[*SUITES], help="run what this suite's table has not yet")
+    parser.add_argument("--report", action="store_true", help="write results.md and the figures from the tables")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="cells whose name holds the pattern; may repeat"
+    )
+    parser.add_argument(
+        "--again", action="append", default=[], metavar="PATTERN", help="run these again though the table has them"
+    )
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cells at once (default: all cores)")
+    parser.add_argument("--budget-minutes", type=float, metavar="M", help="begin no cell after this time")
+    parser.add_argument("--dry-run", action="store_true", help="only say which cells, and how long they will take")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="FOLDER", help="where the .npz files are"
+    )
+    parser.add_argument("--cache", type=Path, default=SCRATCH, metavar="FOLDER", help="for subsets and checkpoints")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FOLDER",
+        help="for results.md and results/ (default: docs; smoke: a scratch folder)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
