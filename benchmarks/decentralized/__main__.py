@@ -18,7 +18,7 @@ from benchmarks.decentralized.pool import run_all
 from benchmarks.decentralized.progress import Progress
 from benchmarks.decentralized.suites import SUITES, cells_of
 from benchmarks.decentralized.work import Places
-from dimat.errors import DimatError
+from dimat.errors import DimatError, UsageError
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / "benchmarks" / "results" / "decentralized"
@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
     docs = options.docs or (SCRATCH / "smoke" if options.suite == "smoke" else ROOT / "docs")
+    failures: list[str] = []
     try:
         if options.suite:
-            run_suite(options, docs)
+            failures = run_suite(options, docs)
         if options.report or (options.suite and not options.dry_run):
             write_report(docs)
     except DimatError as error:
@@ -40,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; finished cells are in the table, the same command goes on from there", file=sys.stderr)
         return 130
-    return 0
+    return 1 if failures else 0
 
 
-def run_suite(options: argparse.Namespace, docs: Path) -> None:
-    """Run the cells that the suite's table has not, as far as the time goes."""
+def run_suite(options: argparse.Namespace, docs: Path) -> list[str]:
+    """Run the cells that the suite's table has not, as far as the time goes; returns the names of those that failed."""
     path = docs / "results" / f"{options.suite}.csv"
     rows = table.read(path)
     wanted = [cell for cell in cells_of(options.suite) if matches(cell, options.only)]
     if not wanted:
-        raise DimatError(f"no cell of suite {options.suite} matches {' or '.join(options.only)}")
+        raise UsageError(f"no cell of suite {options.suite} matches {' or '.join(options.only)}")
     able = _without_what_cannot_run(wanted, options.data)
     again = {cell for cell in able if options.again and matches(cell, options.again)}
     left = [cell for cell in able if cell in again or cell not in table.finished(rows)]
@@ -62,36 +63,45 @@ def run_suite(options: argparse.Namespace, docs: Path) -> None:
     if options.dry_run:
         for cell in left:
             print(f"{estimate[cell]:8.0f} s  {cell.name}")
-        return
+        return []
     # Workers inherit it: as many cells as cores, and a thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
     description, progress = machine.describe(), Progress(estimate, options.cores)
+    failures: list[str] = []
 
     def done(cell: Cell, made: list[table.Row]) -> None:
         table.add(path, made)
         machine.count(path, description, options.cores)
         progress.advance(cell)
 
+    def failed(cell: Cell, error: DimatError) -> None:
+        failures.append(cell.name)
+        tell(f"FAILED {cell.name}: {error}")
+        progress.advance(cell)
+
     until = time.monotonic() + 60 * options.budget_minutes if options.budget_minutes else float("inf")
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # checkpoints are synced to disk, elsewhere
     with tempfile.TemporaryDirectory(dir=in_memory, prefix="dimat-cells-") as scratch, progress:
-        rest = run_all(left, Places(options.data, options.cache, Path(scratch)), options.cores, done, until)
+        rest = run_all(left, Places(options.data, options.cache, Path(scratch)), options.cores, done, failed, until)
     if rest:
         tell(f"the time is over: {len(rest)} cells are left, the same command goes on with them")
+    return failures
 
 
 def _without_what_cannot_run(cells: Sequence[Cell], folder: Path) -> list[Cell]:
     """The cells whose method and data there are; what is left out is said."""
-    reasons: dict[str, str] = {}
-    for what in sorted({cell.method for cell in cells}):
-        if why := why_not(what):
-            reasons[what] = f"method {what}: {why}"
-    for what in sorted({cell.setting.dataset for cell in cells}):
-        if why := data.missing(what, folder):
-            reasons[what] = f"data {what}: {why}"
-    for reason in reasons.values():
-        tell(f"left out, {reason}")
-    return [cell for cell in cells if cell.method not in reasons and cell.setting.dataset not in reasons]
+    why: dict[str, list[str]] = {}
+    for kind, names, reason_of in (
+        ("method", {cell.method for cell in cells}, why_not),
+        ("data", {cell.setting.dataset for cell in cells}, lambda name: data.missing(name, folder)),
+    ):
+        for name in sorted(names):
+            if reason := reason_of(name):
+                why.setdefault(f"{kind}: {reason}", []).append(name)
+    for reason, left_out in why.items():
+        tell(f"left out {', '.join(left_out)}, {reason}")
+    absent = {name for names in why.values() for name in names}
+    return [cell for cell in cells if not {cell.method, cell.setting.dataset} & absent]
 
 
 def write_report(docs: Path) -> None:

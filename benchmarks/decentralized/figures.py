@@ -73,7 +73,7 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
             labelled[name] = _line(axes, name, methods[name], spent)
         _axis(axes, spent, methods)
     figure.supxlabel(SPENT[spent], fontsize=9)
-    figure.legend(labelled.values(), labelled.keys(), loc="outside upper right", ncols=min(6, len(labelled)))
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(6, len(labelled)))
     return _png(figure)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from dimat.config import load_config
-from dimat.errors import ConfigError
+from dimat.errors import ConfigError, PluginError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ RIVALS = ("wa", "wm", "dimat_local")
 def why_not(method: str) -> str | None:
     """Why the config of this version cannot say the method, or None when it can."""
     try:
-        load_config(None, METHODS[method].settings)
-    except ConfigError as error:
+        config = load_config(None, METHODS[method].settings)
+        if METHODS[method].gradient:
+            import_module("dimat.agent.build").build_algorithm(config)  # not at the top: torch comes with it
+    except (ConfigError, PluginError) as error:
         return " ".join(str(error).split())
     return None

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 from benchmarks.decentralized import pretrain
 from benchmarks.decentralized.cells import Cell
 from benchmarks.decentralized.table import Row
 from benchmarks.decentralized.work import Places, run_cell
+from dimat.errors import DimatError
 
 Run = Callable[[Cell, Places], list[Row]]
 Done = Callable[[Cell, list[Row]], None]
+Failed = Callable[[Cell, DimatError], None]
 
 
 def run_all(
-    cells: Sequence[Cell], places: Places, num_cores: int, done: Done, until: float = float("inf"), run: Run = run_cell
+    cells: Sequence[Cell],
+    places: Places,
+    num_cores: int,
+    done: Done,
+    failed: Failed,
+    until: float = float("inf"),
+    run: Run = run_cell,
 ) -> list[Cell]:
     """Run cells and tell of each when it has ended; returns those that were not begun in time.
 
@@ -32,19 +43,20 @@ def run_all(
         places: for `run`.
         num_cores: worker processes; with one, everything happens in this process.
         done: told the rows of each cell, in this process.
+        failed: told what is wrong with a cell that cannot be run; the others go on.
         until: `time.monotonic()` after which no cell begins.
         run: makes the rows of one cell.
 
     Raises:
-        What `run` raises; the other workers are ended.
+        What `run` raises beside a `DimatError`; the other workers are ended.
     """
     left = list(cells)
     if num_cores == 1:
         while left and time.monotonic() < until:
             cell = left.pop(0)
-            done(cell, run(cell, places))
+            _settle(cell, partial(run, cell, places), done, failed)
         return left
-    with _workers(num_cores) as pool:
+    with _workers(num_cores, places.scratch) as pool:
         going: dict[Future[list[Row]], Cell] = {}
         while left or going:
             while len(going) < num_cores and time.monotonic() < until:
@@ -56,8 +68,17 @@ def run_all(
             if not going:
                 break
             for future in wait(going, return_when=FIRST_COMPLETED).done:
-                done(going.pop(future), future.result())
+                _settle(going.pop(future), future.result, done, failed)
     return left
+
+
+def _settle(cell: Cell, result: Callable[[], list[Row]], done: Done, failed: Failed) -> None:
+    try:
+        rows = result()
+    except DimatError as error:
+        failed(cell, error)
+    else:
+        done(cell, rows)
 
 
 def next_cell(left: Sequence[Cell], going: Sequence[Cell], places: Places) -> Cell | None:
@@ -71,9 +92,11 @@ def next_cell(left: Sequence[Cell], going: Sequence[Cell], places: Places) -> Ce
 
 
 @contextmanager
-def _workers(num: int) -> Iterator[ProcessPoolExecutor]:
+def _workers(num: int, scratch: Path) -> Iterator[ProcessPoolExecutor]:
     # Spawn: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(num, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(
+        num, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), scratch)
+    )
     try:
         yield pool
     except BaseException:
@@ -84,12 +107,13 @@ def _workers(num: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _begin(parent: int) -> None:
-    """Set up a worker: it ends when its parent has, however that came."""
+def _begin(parent: int, scratch: Path) -> None:
+    """Set up a worker: it ends when its parent has, however that came, and clears up what that one cannot any more."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        shutil.rmtree(scratch, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

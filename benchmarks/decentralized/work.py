@@ -31,12 +31,13 @@ def run_cell(cell: Cell, places: Places) -> list[Row]:
 
     Raises:
         DimatError: as the run does, and where it ended before its last round.
+        KeyboardInterrupt: the user stopped it.
     """
     from benchmarks.decentralized.averaged import Averaged
     from dimat.agent.build import build_task
     from dimat.config import load_config
     from dimat.coordinator import Store
-    from dimat.errors import DimatError
+    from dimat.errors import DimatError, Interrupted
     from dimat.runfolder import prepare
     from dimat.simulate import simulate
 
@@ -53,9 +54,14 @@ def run_cell(cell: Cell, places: Places) -> list[Row]:
             if view.newest is not None:
                 averaged.up_to(view.newest.round)
 
-        simulate(config, folder, on_view)
+        try:
+            simulate(config, folder, on_view)
+        except Interrupted:
+            raise KeyboardInterrupt from None
         with Store.open(folder, read_only=True) as store:
-            summaries, reports = store.summaries(), store.reports(sketches=False)
+            summaries, reports, outcome = store.summaries(), store.reports(sketches=False), store.outcome()
+    if outcome is not None and outcome.kind == "interrupted":
+        raise KeyboardInterrupt
     if len(summaries) < config.rounds:
         raise DimatError(f"the run of {cell.name} ended after round {len(summaries)} of {config.rounds}")
     return rows_of(cell, summaries, reports, averaged.accuracy)
