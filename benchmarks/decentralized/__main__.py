@@ -24,6 +24,15 @@ ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / "benchmarks" / "results" / "decentralized"
 """Outside of version control: subsets, checkpoints, and what the smoke suite makes."""
 
+WORKERS = {
+    "OMP_NUM_THREADS": "1",  # as many cells as cores, and a thread each
+    # Memory that torch gives back stays with the process: a tenth to a quarter of the time went into pages that were
+    # handed to the system and fetched again at every layer. glibc reads these when a process starts.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+"""What worker processes inherit."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
@@ -64,8 +73,7 @@ def run_suite(options: argparse.Namespace, docs: Path) -> list[str]:
         for cell in left:
             print(f"{estimate[cell]:8.0f} s  {cell.name}")
         return []
-    # Workers inherit it: as many cells as cores, and a thread each.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update(WORKERS)
     description, progress = machine.describe(), Progress(estimate, options.cores)
     failures: list[str] = []
 
