@@ -73,18 +73,19 @@ def budgets(found: Found, spent: str) -> list[str]:
 
 
 def costs(found: Found) -> list[str]:
-    """Where the seconds of a round go after the third, and what the default costs over plain averaging."""
+    """Where the seconds of the default's rounds go after the third, and what merging costs over plain averaging."""
     lines = []
     for setting, methods in found.items():
-        plain = measures.cost(methods["wa"]) if "wa" in methods else None
-        for name in _in_order(methods):
-            mine = measures.cost(methods[name])
-            if mine is None or METHODS[name].gradient:
-                continue
-            over = "" if plain is None or name == "wa" else f"{measures.overhead(mine, plain):+.1%}"
-            shares = [f"{share:.1%}" for share in (mine.align, mine.fold, mine.calibrate, mine.merging)]
-            lines.append(_row([setting.title, name, f"{mine.seconds:.3g} s", *shares, over]))
-    head = ["setting", "method", "round", "align", "fold", "calibrate", "whole merge", "over wa"]
+        costs = {name: measures.cost(methods[name]) for name in ("wa", "dimat", "wm", "dimat_local") if name in methods}
+        plain, mine = costs.get("wa"), costs.get("dimat")
+        if plain is None or mine is None:
+            continue
+        shares = [f"{share:.1%}" for share in (mine.align, mine.fold, mine.calibrate, mine.merging)]
+        over = [costs.get(name) for name in ("dimat", "wm", "dimat_local")]
+        more = ["–" if each is None else f"{measures.overhead(each, plain):+.1%}" for each in over]
+        lines.append(_row([setting.title, f"{plain.seconds:.3g} s", f"{plain.merging:.1%}", *shares, *more]))
+    head = ["setting", "wa's round", "wa: merge", "dimat: align", "fold", "calibrate", "whole merge", "dimat over wa",
+            "wm over wa", "dimat_local over wa"]  # fmt: skip
     return [*_header(head), *lines] if lines else []
 
 
