@@ -23,7 +23,7 @@ COLORS: Mapping[str, str] = {
     "dimat": "#0072B2", "wa": "#D55E00", "wm": "#009E73", "dimat_local": "#CC79A7", "dimat_shared": "#E69F00",
     "dsgd": "#000000", "cdmsgd": "#888888", "sgp": "#7A4A10", "cga": "#56B4E9", "swarm": "#6A3FB5", "choco": "#A8B400",
 }  # fmt: skip
-_COLORS_OF_A_PNG = 128
+_COLORS_OF_A_PNG = 256
 
 Panels = dict[tuple[str, str], Mapping[str, Runs]]
 """Methods by (row, column) of a figure: graph, with the number of agents where it is not the usual, and partition."""
@@ -128,7 +128,7 @@ def _png(figure: Figure) -> bytes:
     buffer.seek(0)
     small = io.BytesIO()
     with Image.open(buffer) as image:
-        image.convert("RGB").quantize(_COLORS_OF_A_PNG, Image.Quantize.MAXCOVERAGE).save(
+        image.convert("RGB").quantize(_COLORS_OF_A_PNG, Image.Quantize.FASTOCTREE).save(
             small, format="png", optimize=True
         )
     return small.getvalue()
