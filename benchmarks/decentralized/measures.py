@@ -85,6 +85,15 @@ def lead(methods: Mapping[str, Runs], number: int) -> float:
     return means["dimat"] - max(means[name] for name in RIVALS)
 
 
+def difference(methods: Mapping[str, Runs], one: str, other: str, number: int) -> float:
+    """Accuracy of one method minus that of another, means over the seeds that both have; NaN without any."""
+    seeds = set(methods.get(one, ())) & set(methods.get(other, ()))
+    if not seeds:
+        return math.nan
+    first, second = (at_round({s: methods[name][s] for s in sorted(seeds)}, number).mean for name in (one, other))
+    return first - second
+
+
 def holds(leads: Iterable[float]) -> bool:
     """Whether the default is nowhere further below than the tolerance; floats get a millionth of grace."""
     return all(value >= -TOLERANCE - 1e-6 for value in leads)

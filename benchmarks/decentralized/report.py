@@ -70,6 +70,7 @@ def section(suite: str, rows: Sequence[Row], machines: Sequence[Mapping[str, Any
             "The default against the best of weight averaging, weight matching and DIMAT with local probe",
             tables.leads(found),
         ),
+        ("DIMAT minus weight averaging and minus CDSGD in the first rounds", tables.claims(found)),
         ("Accuracy after the merge", tables.accuracy(found)),
         ("Gradient methods at the bytes that dimat's default had spent", tables.budgets(found, "bytes")),
         ("Gradient methods at the seconds that dimat's default had spent", tables.budgets(found, "seconds")),

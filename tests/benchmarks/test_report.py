@@ -45,7 +45,9 @@ def test_the_default_may_be_fifteen_thousandths_below_the_best_rival(
     assert lead(found[tables.setting], 1) == pytest.approx(dimat - 0.5)
     lines = markdown.leads(found)
     assert lines[2] == f"| digits cnn iid ring 5 different | {dimat - 0.5:+.3f} | +0.000 | +0.000 | 2 | {verdict} |"
-    assert lines[-1].endswith(f"it holds in {int(verdict == 'holds')} of 1 settings.")
+    assert f"it holds in {int(verdict == 'holds')} of 1 settings." in lines[-1]
+    best = f"{max(dimat - 0.5, 0):+.3f}, after round {1 if dimat > 0.5 else 4} of digits cnn iid ring 5 different."
+    assert lines[-1].endswith(f"The largest lead is {best}")
 
 
 def test_only_seeds_that_all_have_are_compared(tables: Tables) -> None:
@@ -63,6 +65,15 @@ def test_the_best_of_each_round_is_marked(tables: Tables) -> None:
     lines = [line for line in markdown.accuracy(by_setting(compared(tables))) if line.startswith("| iid")]
     assert lines[0] == "| iid | ring | wa | 0.500 ± 0.141 | **0.800 ± 0.000** | **0.900 ± 0.000** | 0.900 | – |"
     assert lines[-1].startswith("| iid | ring | dimat | **0.600 ± 0.141** |")
+
+
+def test_dimat_against_averaging_and_cdsgd_in_the_first_rounds(tables: Tables) -> None:
+    rows = [*tables.rows("dimat_shared", 0, [0.5, 0.5, 0.5, 0.5]), *tables.rows("wa", 0, [0.25, 0.5, 0.625, 0.5])]
+    lines = markdown.claims(by_setting([*rows, *tables.rows("dsgd", 1, [0.0] * 4)]))
+    assert lines[0] == "| setting | method | minus | round 1 | round 2 | round 3 | round 4 |"
+    name = "| digits cnn iid ring 5 different | dimat_shared"
+    assert lines[2:] == [f"{name} | wa | +0.250 | +0.000 | -0.125 | +0.000 |"]  # of dsgd there is no common seed
+    assert markdown.claims(by_setting(tables.rows("wa", 0, [0.5] * 4))) == []
 
 
 def test_curves_add_up_what_was_spent(tables: Tables) -> None:
