@@ -130,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", choices=[*SUITES], help="run what this suite's table has not yet")
     parser.add_argument("--report", action="store_true", help="write results.md and the figures from the tables")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="PATTERN", help="cells whose name holds the pattern; may repeat"
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="cells whose name holds the pattern, such as '*ring*-dimat-'; may repeat",
     )
     parser.add_argument(
         "--again", action="append", default=[], metavar="PATTERN", help="run these again though the table has them"

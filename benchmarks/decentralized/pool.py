@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ def run_all(
         run: makes the rows of one cell.
 
     Raises:
+        DimatError: a worker died.
         What `run` raises beside a `DimatError`; the other workers are ended.
     """
     left = list(cells)
@@ -68,7 +69,11 @@ def run_all(
             if not going:
                 break
             for future in wait(going, return_when=FIRST_COMPLETED).done:
-                _settle(going.pop(future), future.result, done, failed)
+                try:
+                    _settle(going.pop(future), future.result, done, failed)
+                except BrokenExecutor:
+                    hint = "if memory ran out: fewer --cores; the same command goes on with what is left"
+                    raise DimatError("a worker process died in the middle of a cell", hint=hint) from None
     return left
 
 

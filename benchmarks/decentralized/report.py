@@ -24,6 +24,12 @@ the worst agent and *averaged* the mean of all agents' models, both after the la
 batch-norm statistics from 512 samples of all shards; nothing else here sees another agent's data but `dimat_shared`.
 Data subsets, shards and initialisations change with the seed. Seconds were taken while several cells ran side by side:
 read them as shares.
+
+The command of each suite runs what its table lacks, so it resumes; `--dry-run` says what that is and how long it takes,
+`--only PATTERN` and `--budget-minutes M` do a part of it, `--again PATTERN` does cells anew, `--data FOLDER` is where
+`mnist.npz`, `fashion_mnist.npz`, `cifar10_20k.npz` and `har.npz` are. Pre-trained agents are kept in a cache
+(`--cache FOLDER`) and shared by methods and graphs: delete it after a change to training. The columns of the tables are
+explained in `benchmarks/decentralized/table.py`, settings and methods stand in `suites.py` and `methods.py` beside it.
 """
 
 
@@ -38,6 +44,8 @@ def write(docs: Path) -> list[Path]:
         for name, picture in draw_all(suite, rows):
             write_atomically(docs / "results" / name, picture)
             written.append(docs / "results" / name)
+        for old in set((docs / "results").glob(f"{suite}-*.png")) - set(written):
+            old.unlink()  # of settings that the suite does not have any more
     write_atomically(docs / "results.md", text_of(docs))
     return [*written, docs / "results.md"]
 

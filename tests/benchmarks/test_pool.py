@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_cell_that_cannot_be_run_is_told_and_the_others_go_on(tmp_path: Path) 
     assert run_all(CELLS, places(tmp_path), 1, made.__setitem__, failed.__setitem__, run=run) == []
     assert [cell.method for cell in made] == ["wa", "dimat"]
     assert [cell.method for cell in failed] == ["wm"]
+
+
+def dies(cell: Cell, places: Places) -> list[Row]:
+    os._exit(3)
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
+    with pytest.raises(DimatError, match="a worker process died in the middle of a cell"):
+        run_all(CELLS, places(tmp_path), 2, lambda *_: None, nothing_fails, run=dies)
 
 
 def test_a_start_that_is_being_made_is_waited_for_and_others_pass(tmp_path: Path) -> None:
