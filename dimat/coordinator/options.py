@@ -54,6 +54,7 @@ class Options:
             lease_s=config.membership.lease_s if lease_s is None else lease_s,
             linear=merge.method == "mean"
             and (merge.align == "none" or merge.basis != "each_round")
+            and config.algorithm.name == "merge"  # the others descend and mix in one
             and config.exchange.mode == "sync",  # else what was merged are not the models of this round
         )
 
