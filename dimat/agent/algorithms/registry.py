@@ -14,8 +14,12 @@ from dimat.plugins import closest, resolve
 Maker = Callable[..., Algorithm]
 
 MODULES: Mapping[str, str] = {
+    "cga": "cga",
+    "choco": "choco",
     "dsgd": "dsgd",
     "cdmsgd": "dsgd",
+    "sgp": "sgp",
+    "swarm": "swarm",
 }
 """The module of this package in which each built-in algorithm stands, as a function of its name."""
 
