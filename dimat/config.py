@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dimat.errors import ConfigError
 from dimat.faults.plan import LINKS, SERVED, Fault, check_faults
 from dimat.plugins import closest
+from dimat.schedules import Schedule, make_schedule
 
 MISSPELT = 0.7
 """Likeness (difflib's ratio) from which a key under `merge:` is taken for a misspelt one, not for a method's option."""
@@ -27,6 +28,22 @@ class Part(BaseModel):
     """A closed, frozen part of the config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def name_with_options(part: type[Part], values: Any) -> Any:
+    """What a plug-in with options is written as, in full: a name alone is a mapping of one, and keys that are none of
+    the part's own are the plug-in's options, which it checks itself.
+    """
+    if isinstance(values, str):
+        return {"name": values}
+    if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
+        return values
+    own = [str(key) for key in values if key not in part.model_fields]
+    for key in own:
+        if key in values.get("options", {}):
+            raise ValueError(f"the option {key!r} stands twice: beside name, and under options")
+    kept = {key: value for key, value in values.items() if key not in own}
+    return {**kept, "options": {**values.get("options", {}), **{key: values[key] for key in own}}} if own else kept
 
 
 class PartitionConfig(Part):
@@ -92,17 +109,7 @@ class AlgorithmConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, values: Any) -> Any:
-        """A name alone is a mapping of one; other keys than these are the algorithm's options, which it checks."""
-        if isinstance(values, str):
-            return {"name": values}
-        if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
-            return values
-        own = [str(key) for key in values if key not in cls.model_fields]
-        for key in own:
-            if key in values.get("options", {}):
-                raise ValueError(f"the option {key!r} stands twice: beside name, and under options")
-        kept = {key: value for key, value in values.items() if key not in own}
-        return {**kept, "options": {**values.get("options", {}), **{key: values[key] for key in own}}} if own else kept
+        return name_with_options(cls, values)
 
 
 class TopologyConfig(Part):
@@ -139,6 +146,21 @@ class GateConfig(Part):
     an eighth of the merge is tried, then none of it is taken."""
 
 
+class ScheduleConfig(Part):
+    """In which rounds models merge: a name, or `{name: late, budget: 5}`. See docs/baselines.md."""
+
+    name: str = "period"
+    """period: every `merge.every`-th round; growing, shrinking: gaps between merges that do so; late: a fixed number
+    of merges at the end. Or an entry point, `package.module:function`, `file.py:function`."""
+    options: dict[str, Any] = {}
+    """Options of the schedule. They may as well stand beside `name`, one by one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        return name_with_options(cls, values)
+
+
 class MergeConfig(Part):
     """How neighbours become one."""
 
@@ -155,7 +177,9 @@ class MergeConfig(Part):
     """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
     repair: these, and in the other layers the channel means and deviations that the merged models had."""
     every: Annotated[int, Field(ge=1)] = 1
-    """Merge in every n-th round."""
+    """Merge in every n-th round: the period of schedule `period`."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """In which rounds."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Momentum over a merge."""
     final: Literal["none", "complete"] = "none"
@@ -324,6 +348,16 @@ class RunConfig(Part):
                 "with exchange.mode 'async': take 'sync', or merge the last checkpoints with `dimat merge`"
             )
         check_faults(self.faults, self.agents, self.rounds)
+        schedule = self.merge.schedule
+        if schedule.name == "period" and schedule.options:
+            raise ValueError(
+                f"merge.schedule 'period' takes no {', '.join(schedule.options)}: its length is merge.every"
+            )
+        if schedule.name != "period" and self.merge.every != 1:
+            raise ValueError(
+                f"merge.every is the period of schedule 'period', and merge.schedule is {schedule.name!r}: "
+                "take one or the other"
+            )
         if self.algorithm.name == "merge":
             self._merges_without_options()
         else:
@@ -368,6 +402,17 @@ class RunConfig(Part):
         if not self.membership.elastic:
             return self.agents
         return self.membership.max_agents or 2 * self.agents
+
+    def merge_schedule(self) -> Schedule:
+        """The rounds that end with a merge, the final one among them.
+
+        Raises:
+            PluginError: no schedule has that name, or it answers something else than yes or no.
+            ConfigError: an option that it does not have, or a value that it refuses.
+        """
+        part = self.merge.schedule
+        options = {"every": self.merge.every} if part.name == "period" else part.options
+        return make_schedule(part.name, options, self.rounds, final=self.merge.final == "complete")
 
     @property
     def digest(self) -> str:
@@ -435,12 +480,19 @@ def _with_absolute_paths(config: RunConfig, folders: Sequence[Path]) -> RunConfi
     if isinstance(task.model, str) and is_file(task.model):
         found["model"] = absolute(task.model)
     graph, method, algorithm = config.topology.graph, config.merge.method, config.algorithm.name
-    init = config.init
+    init, schedule = config.init, config.merge.schedule
     return config.model_copy(
         update={
             "task": task.model_copy(update=found),
             "topology": config.topology.model_copy(update={"graph": absolute(graph) if is_file(graph) else graph}),
-            "merge": config.merge.model_copy(update={"method": absolute(method) if is_file(method) else method}),
+            "merge": config.merge.model_copy(
+                update={
+                    "method": absolute(method) if is_file(method) else method,
+                    "schedule": schedule.model_copy(
+                        update={"name": absolute(schedule.name) if is_file(schedule.name) else schedule.name}
+                    ),
+                }
+            ),
             "algorithm": config.algorithm.model_copy(
                 update={"name": absolute(algorithm) if is_file(algorithm) else algorithm}
             ),
@@ -476,13 +528,13 @@ def _set(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         if parent == "model" and isinstance(values.get(parent, "cnn"), str):  # -s task.model.width=2 over a bare name
             values[parent] = {"name": values.get(parent, TaskConfig().model)}
-        if parent == "algorithm" and isinstance(values.get(parent), str):
+        if parent in ("algorithm", "schedule") and isinstance(values.get(parent), str):
             values[parent] = {"name": values[parent]}
         inner = values.setdefault(parent, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"-s {override!r}: {parent!r} is a value ({inner!r}), not a group of keys")
         values = inner
-    if last == "algorithm" and isinstance(value, str) and isinstance(values.get(last), dict):
+    if last in ("algorithm", "schedule") and isinstance(value, str) and isinstance(values.get(last), dict):
         value = {**values[last], "name": value}  # a name after its options is no reason to forget them
     values[last] = value
 

@@ -111,7 +111,7 @@ class Agent:
         """Whether `round` ends with a merge of the agents' models."""
         if self.algorithm is not None:
             return False
-        return round % self.config.merge.every == 0 or self.is_final_merge(round)
+        return self.config.merge_schedule().merges(round)
 
     def is_final_merge(self, round: int) -> bool:
         """Whether `round` ends with the one merge over the complete graph."""
@@ -231,7 +231,9 @@ class Agent:
             DimatError: it has refused for so long that in the next round the others would delete the last checkpoint
                 which this agent still shares with them: a run that is continued would begin anew.
         """
-        keep = self.topology.diameter * self.config.merge.every + 2
+        # Where models travel within a round, agents are exchanges apart; a round may be as short as one of them.
+        apart = self.topology.diameter if self.algorithm else self.config.merge_schedule().lead(self.topology.diameter)
+        keep = apart + 2
         try:
             save_checkpoint(self.checkpoints, self.after(round), keep=keep)
         except OSError as error:
