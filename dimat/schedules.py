@@ -65,7 +65,7 @@ def period(round: int, rounds: int, *, every: int = 1) -> bool:
     Args:
         round: from 1.
         rounds: of the run.
-        every: n.
+        every: n; a config says it as merge.every.
 
     >>> [round for round in range(1, 8) if period(round, 7, every=3)]
     [3, 6]

@@ -2,12 +2,13 @@
 
 Every agent i keeps a copy h_i of itself as its neighbours know it, and copies h_j of them, all zero at first. In a step
 
-    x_i <- x_i - a g_i(x_i)                                  by the agent's own optimiser (momentum too)
-    q_i  = top-k of (x_i - h_i)                              what travels: `dimat.agent.algorithms.topk`
-    h_j <- h_j + q_j                                         for itself and each neighbour
+    x_i <- x_i - a g_i(x_i)
+    q_i  = top-k of (x_i - h_i)
+    h_j <- h_j + q_j               for itself and each neighbour
     x_i <- x_i + gamma * sum_j W_ij (h_j - h_i)
 
-What top-k leaves out stays in x_i - h_i and travels later. Running statistics of batch norms are few; they travel whole
+The first line is a step of the agent's own optimiser, momentum included. What travels is q: values and places. What
+top-k leaves out stays in x_i - h_i and travels later. Running statistics of batch norms are few; they travel whole
 and are mixed with W.
 
 Both ends of an edge must hold the same h_j, bit for bit, or the sum drifts. So the header carries a checksum of h_j
