@@ -39,7 +39,7 @@ def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert ended.value.code == 0
     with Store.open(tmp_path / "run", read_only=True) as store:
         told = store.reports()
-    assert len(told) == 3 and all(report.bytes_received for report in told)
+    assert len(told) == 3 and any(report.bytes_received for report in told)  # of three, one has no pair
 
 
 def test_the_commands_name_every_algorithm_and_schedule() -> None:
