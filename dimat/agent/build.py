@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dimat.agent.algorithms import Algorithm, make_algorithm
 from dimat.agent.checkpoint import rounds_held
 from dimat.agent.gate import labelled_batches
 from dimat.agent.randomness import capture, seed_all
@@ -67,6 +68,20 @@ def build_method(config: RunConfig) -> Fold:
     return method
 
 
+def build_algorithm(config: RunConfig) -> Algorithm | None:
+    """How the agents train together, its options checked; None for `merge`, which is dimat's own round.
+
+    Raises:
+        PluginError: no algorithm has that name; the closest is named.
+        ConfigError: an option that it does not have, or something that it cannot run with.
+    """
+    if config.algorithm.name == "merge":
+        return None
+    algorithm = make_algorithm(config.algorithm.name, config.algorithm.options)
+    algorithm.check(config, build_topology(config))
+    return algorithm
+
+
 def build_agent(
     config: RunConfig, agent: int, folder: Path, session: str, make_transport: Callable[[Schema], Transport]
 ) -> Agent:
@@ -81,6 +96,7 @@ def build_agent(
     """
     torch.set_num_threads(config.threads)
     method = build_method(config)  # a misspelt option is told before any data is read
+    algorithm = build_algorithm(config)
     task = build_task(config)
     seed_all(derive_seed(config.seed, "data", agent))
     loader = task.data(agent, config.num_seats, config.seed)
@@ -89,9 +105,10 @@ def build_agent(
     if config.init not in ("same", "different"):
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
-    aligns = config.merge.align != "none" and config.basis != "adopt"
+    aligns = algorithm is None and config.merge.align != "none" and config.basis != "adopt"
     spec = find_groups(model, own_samples) if aligns else None
     seed_all(derive_seed(config.seed, "train", agent))
+    needs_spare = aligns or config.merge.calibrate == "repair" or (algorithm is not None and algorithm.spare)
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
     made = Agent(
         id=agent,
@@ -110,11 +127,17 @@ def build_agent(
         method=method,
         transport=make_transport(schema),
         start=capture(loader),
-        spare=copy.deepcopy(model) if aligns or config.merge.calibrate == "repair" else None,
+        spare=copy.deepcopy(model) if needs_spare else None,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
-        basis_settled=config.init == "same" or (config.merge.align == "none" and config.basis != "adopt"),
+        basis_settled=config.init == "same"
+        or algorithm is not None
+        or (config.merge.align == "none" and config.basis != "adopt"),
     )
-    made.shares_statistics = config.merge.calibrate == "neighbourhood" and has_statistics(model)
+    if algorithm is not None:
+        made.algorithm, made.schemas = algorithm, algorithm.schemas(agent, model)
+        made.remembered = algorithm.begin(agent, model, frozenset(range(config.num_seats)) - {agent})
+    else:
+        made.shares_statistics = config.merge.calibrate == "neighbourhood" and has_statistics(model)
     made.remember_base()
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)

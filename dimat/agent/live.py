@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from dimat.agent.algorithms.exchange import let_all_read
 from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
@@ -69,6 +70,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     start = view.start_round
     if agent.config.exchange.mode == "async":
         start = own_start(agent, start, metrics, control)
+    agent.largest_shard = max((member.num_samples for member in view.members), default=0)
     agent.resume(start)
     drop_rounds_after(metrics, start)
     directive = Directive(stop_after=view.stop_after, reason=view.reason)
@@ -93,6 +95,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     if agent.config.exchange.mode == "async":
         yield from let_others_read(agent, last, published=last > start)
         return directive
+    yield from let_all_read(agent)
     for number in (last - 1, last):
         # On the way readers are rounds behind and nobody notices; here they have all the time there is.
         yield from _readers_have(agent, number, at_the_end=True)

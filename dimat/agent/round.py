@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from dimat.agent.algorithms.rounds import run_steps
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
@@ -44,6 +45,8 @@ MAX_CALIBRATION_SAMPLES = 512
 
 def run_round(agent: Agent, number: int) -> Steps[Report]:
     """Train, exchange and merge once; yields each thing it waits for and returns the numbers of the round."""
+    if agent.algorithm is not None:  # one that exchanges while it trains
+        return (yield from run_steps(agent, number))
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
 

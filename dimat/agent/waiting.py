@@ -13,6 +13,8 @@ from dimat.transport.base import Wait
 log = logging.getLogger(__name__)
 
 _REMEMBERED: Mapping[str, What] = {"published": "published", "acknowledged": "read"}
+_REGULAR = ("snapshot", "step", "difference")
+"""Kinds that are awaited again and again, so that past waits tell of those to come."""
 _MISSED = {"published": "has not published it", "acknowledged": "has not confirmed that it has read it"}
 
 
@@ -42,7 +44,7 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
     there = agent.transport.wait(wait, on_change)
     agent.status.waiting = ""
     waited_s = time.monotonic() - since
-    if wait.kind == "snapshot":
+    if wait.kind in _REGULAR:
         for peer in sorted(there):
             agent.past = came(agent.past, _REMEMBERED[wait.what], peer, arrivals.get(peer, waited_s))
     for peer in sorted(set(wait.peers) - there):
@@ -56,7 +58,7 @@ def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:
         log.info("agent %d: round %d: %s: agent %d is not waited for any more", agent.id, wait.round, wait.kind, peer)
         return
     in_a_row = ""
-    if wait.kind == "snapshot":
+    if wait.kind in _REGULAR:
         what = _REMEMBERED[wait.what]
         agent.past = expired(agent.past, what, peer)
         number = agent.past.expiries[what, peer]
