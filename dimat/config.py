@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dimat.errors import ConfigError
 from dimat.faults.plan import Fault, check_faults
@@ -232,6 +232,19 @@ class LaunchConfig(Part):
     """With all agents under one torchrun: how often a crash starts all of them again, from their checkpoints."""
 
 
+class SimulationConfig(Part):
+    """What only `dimat simulate` reads: docs/simulation.md."""
+
+    vectorise: Literal["off", "auto", "on"] = "off"
+    """off: one agent trains after the other, with the bits of a networked run. on: models are stacked and trained as
+    one, equal up to rounding; what cannot be stacked is refused. auto: so where that can be done and pays, else off."""
+
+    @field_validator("vectorise", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class RunConfig(Part):
     """A whole run."""
 
@@ -252,6 +265,7 @@ class RunConfig(Part):
     launch: LaunchConfig = LaunchConfig()
     membership: MembershipConfig = MembershipConfig()
     security: SecurityConfig = SecurityConfig()
+    simulation: SimulationConfig = SimulationConfig()
     faults: list[Fault] = []
     """What shall go wrong, on purpose: see `dimat.faults.plan`."""
 

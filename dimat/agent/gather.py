@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from dimat.agent.deadline import LEAST_SHARE, is_late, looked_at
+from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -49,7 +49,7 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     """
     neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
     # Deadlines are for those who publish late. A transfer that goes on is worth the ceiling: its length is the model's.
-    end = time.monotonic() + agent.config.exchange.timeout_s
+    end = agent.status.now() + agent.config.exchange.timeout_s
     missing: dict[int, str] = {}
 
     with clock("wait"):
@@ -58,7 +58,7 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     with clock("gather"):
         fetches = tuple(agent.fetch_from(peer, "snapshot", number) for peer in sorted(ready))
         # A second at least: a neighbour that came at the last moment is still worth its transfer.
-        answers = agent.transport.gather(fetches, timeout_s=max(1.0, end - time.monotonic())) if fetches else {}
+        answers = (yield from fetch(agent, fetches, max(1.0, end - agent.status.now()))) if fetches else {}
     agent.close_round(number)
     payloads = {}
     for peer, answer in sorted(answers.items()):
@@ -72,7 +72,7 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         with clock("wait"):
             # A neighbour that has published reads when its own wait for others is over: a deadline like this one's. It
             # says so when it reads nothing any more, so only one that stops right here is waited for in vain.
-            left = max(1.0, end + agent.patience_s("published", payloads) - time.monotonic())
+            left = max(1.0, end + agent.patience_s("published", payloads) - agent.status.now())
             agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)
         for peer in tuple(payloads):
             if peer not in agreed:
@@ -94,14 +94,14 @@ def _published(
 
     Returns who has published round `number`; who has not is put into `missing`.
     """
-    begun = time.monotonic()
+    begun = agent.status.now()
     behind = _behind(agent, number, neighbours)
     ready: frozenset[int] = frozenset()
     for peers in (tuple(peer for peer in neighbours if peer not in behind), behind):
         if not peers and neighbours:
             continue
         deadline_s = agent.patience_s("published", peers)
-        left = max(MIN_WAIT_S, begun + deadline_s - time.monotonic())
+        left = max(MIN_WAIT_S, begun + deadline_s - agent.status.now())
         came = yield Wait("published", peers, "snapshot", number, left)
         ready |= came
         for peer in sorted(set(peers) - came):

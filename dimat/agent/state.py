@@ -30,6 +30,7 @@ from dimat.topology import Topology, with_newcomers, without_agents
 from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
 
 if TYPE_CHECKING:
+    from dimat.agent.host import Host
     from dimat.agent.ranks import Ranks
 
 MAX_REPAIRED = 8
@@ -88,6 +89,8 @@ class Agent:
     """What is remembered of waits for neighbours. A simulation, which has no clock, remembers no waits."""
     ranks: Ranks | None = None
     """The processes that train with this one, where the agent owns several."""
+    host: Host | None = None
+    """Who does some of the agent's work in its place: a simulation of many agents."""
 
     @property
     def checkpoints(self) -> Path:

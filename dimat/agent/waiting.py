@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 
 from dimat.agent.deadline import What, came, expired
@@ -24,13 +23,13 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
     """
     if not wait.peers:
         return frozenset()
-    since = time.monotonic()
+    since = agent.status.now()
     arrivals: dict[int, float] = {}
     told = ""
 
     def on_change(pending: Mapping[int, str]) -> None:
         nonlocal told
-        now = time.monotonic()
+        now = agent.status.now()
         for peer in wait.peers:
             if peer not in pending:
                 arrivals.setdefault(peer, now - since)
@@ -41,7 +40,7 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
 
     there = agent.transport.wait(wait, on_change)
     agent.status.waiting = ""
-    waited_s = time.monotonic() - since
+    waited_s = agent.status.now() - since
     if wait.kind == "snapshot":
         for peer in sorted(there):
             agent.past = came(agent.past, _REMEMBERED[wait.what], peer, arrivals.get(peer, waited_s))

@@ -8,10 +8,12 @@ round, and the order of turns stands for the clock: the same bits each time, tho
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dimat.agent.build import build_agent, build_topology
@@ -26,8 +28,11 @@ from dimat.errors import ConfigError, Interrupted
 from dimat.faults import FaultyTransport, Killed, phase_hook, planned
 from dimat.messages import Directive, Heartbeat, Schema, View
 from dimat.simulate.faults import Desk, Holdable, Stall, stalls
+from dimat.simulate.together import Together
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -48,7 +53,12 @@ class Running:
 
     def can_go_on(self) -> bool:
         """Whether what it waits for is there."""
-        return not self.done and not isinstance(self.wait, Stall) and not self.missing()
+        return not self.done and not isinstance(self.wait, Stall) and not self.hosted and not self.missing()
+
+    @property
+    def hosted(self) -> bool:
+        """Whether it waits for work that is done for many agents at once."""
+        return isinstance(self.agent.host, Together) and self.agent.id in self.agent.host.pending
 
     def is_async(self) -> bool:
         """Whether nobody waits for it."""
@@ -117,6 +127,7 @@ def simulate(
             one.steps = run_rounds(one.agent, view, control)
             if config.faults:
                 ends.callback(_plan_faults(one))
+        together = host_together(config, running, desk.coordinator.note)
         seen, num_steps, num_turns, asked = -1, 0, 0, False
         while any(not one.done for one in running):
             if len(signals.names) > 1:
@@ -125,7 +136,11 @@ def simulate(
                 desk.coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
                 asked = True
             num_turns += 1
-            for one in in_turn(runnable(running), num_turns, pace or {}):
+            chosen = in_turn(runnable(running), num_turns, pace or {})
+            if together is not None and together.pending and not chosen:
+                together.work()
+                chosen = in_turn(runnable(running), num_turns, pace or {})
+            for one in chosen:
                 num_steps += 1
                 one.step(num_steps)
                 if one.error:
@@ -147,6 +162,8 @@ def runnable(running: list[Running]) -> list[Running]:
         over = [one for one in running if isinstance(one.wait, Stall) and one.is_async() and one.wait.turn_is_over()]
         return sorted([*ready, *over], key=lambda one: one.agent.id)
     left = [one for one in running if not one.done]
+    if any(one.hosted for one in left):
+        return []
     waiting = [one for one in left if isinstance(one.wait, Wait)]
     for one in left:
         if isinstance(one.wait, Stall):
@@ -177,6 +194,37 @@ def _plan_faults(one: Running) -> Callable[[], None]:
     if agent.status.on_phase is not None:
         one.steps = held
     return held.close
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The random streams of waiting agents; implements `dimat.simulate.together.Streams`."""
+
+    running: list[Running]
+
+    def read(self, agent: int) -> Randomness:
+        """As the agent left them."""
+        return self.running[agent].randomness
+
+    def replace(self, agent: int, streams: Randomness) -> None:
+        """Let the agent go on with these."""
+        self.running[agent].randomness = streams
+
+
+def host_together(config: RunConfig, running: list[Running], note: Callable[[str, str], None]) -> Together | None:
+    """Have the agents train and evaluate together, where the config asks for it."""
+    if config.simulation.vectorise == "off":
+        return None
+
+    def tell(text: str) -> None:
+        log.warning(text)
+        note("vectorise", text)
+
+    together = Together(Streams(running), must=config.simulation.vectorise == "on", tell=tell)
+    for one in running:
+        one.agent.host = together
+        one.agent.status.now = partial(together.now, one.agent.id)
+    return together
 
 
 def in_turn(ready: list[Running], turn: int, pace: Mapping[int, int]) -> list[Running]:
