@@ -84,7 +84,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
             agent.save(number)
         report = replace(report, seconds={**report.seconds, **clock.seconds})
         with _without_disk(agent, number, "metrics"):
-            append_metrics(metrics, report)
+            append_metrics(metrics, report, agent.status.wall())
         directive, last = control.report(report), number
         agent.hear(directive)
         if directive.stop_after is not None and number >= directive.stop_after:

@@ -22,6 +22,8 @@ class Status:
     """Told the round and the phase that is entered: where a fault plan takes hold. None without one."""
     now: Callable[[], float] = time.monotonic
     """The agent's clock in seconds, by which phases and deadlines are measured; a simulation may have another one."""
+    wall: Callable[[], float] = time.time
+    """Seconds since the epoch; in a simulation with a virtual clock, since the run began."""
 
     def wait_for(self, round: int, pending: Mapping[int, str], since: float) -> None:
         """Say whom the agent waits for, for how long and what is known of each."""

@@ -40,13 +40,25 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
 
     there = agent.transport.wait(wait, on_change)
     agent.status.waiting = ""
-    waited_s = agent.status.now() - since
+    remember(agent, wait, there, arrivals, agent.status.now() - since)
+    return there
+
+
+def remember(agent: Agent, wait: Wait, there: frozenset[int], arrivals: Mapping[int, float], waited_s: float) -> None:
+    """Keep in `agent.past` how a wait went, and tell of those who have not come.
+
+    Args:
+        agent: who waited.
+        wait: for what.
+        there: who has come.
+        arrivals: after how many seconds, where it is known.
+        waited_s: how long it has waited altogether.
+    """
     if wait.kind == "snapshot":
         for peer in sorted(there):
             agent.past = came(agent.past, _REMEMBERED[wait.what], peer, arrivals.get(peer, waited_s))
     for peer in sorted(set(wait.peers) - there):
         _tell(agent, wait, peer, passed=waited_s >= wait.timeout_s)
-    return there
 
 
 def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:

@@ -50,6 +50,20 @@ class Request:
     done: bool = False
 
 
+class Clock(Protocol):
+    """A virtual clock."""
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the run began."""
+
+    def training_s(self, agent: Agent, number: int) -> float:
+        """How long the agent trains in round `number`."""
+
+    def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
+        """What of `answers` comes in time, and after how many seconds all has come or is given up."""
+
+
 class Streams(Protocol):
     """The random streams of agents that wait."""
 
@@ -68,11 +82,13 @@ class Together:
         streams: the random streams of agents that wait.
         must: refuse what cannot be stacked, instead of going on one by one.
         tell: told why the agents go on one by one.
+        clock: knows how long training and transfers last; without one they last as long as they do.
     """
 
     streams: Streams
     must: bool
     tell: Callable[[str], None]
+    clock: Clock | None = None
     pending: dict[int, Request] = field(default_factory=dict)
     """What agents wait for, by agent."""
     one_by_one: str = ""
@@ -85,20 +101,20 @@ class Together:
 
     def now(self, agent: int) -> float:
         """An agent's own clock: what is done together takes each agent its share of the time."""
+        if self.clock is not None:
+            return self.clock.now_s
         return time.monotonic() - self._away_s.get(agent, 0.0)
 
     def train(self, agent: Agent, number: int) -> Steps[float]:
         """As `dimat.agent.host.train`, once all have come who train now."""
-        if not self.one_by_one:
-            request = yield from self._ask(Request("train", agent, number))
-            if request.done:
-                return float(request.result)
-        return train_agent(agent, number)
+        lasts_s = self.clock.training_s(agent, number) if self.clock is not None else 0.0
+        request = yield from self._ask(Request("train", agent, number), lasts_s)
+        return float(request.result) if request.done else train_agent(agent, number)
 
     def evaluate(self, agent: Agent) -> Steps[Mapping[str, float]]:
         """As `dimat.agent.host.evaluate`, once all have come who are evaluated now."""
         if not self.one_by_one and has_scores(agent.task):
-            request = yield from self._ask(Request("evaluate", agent, agent.status.round))
+            request = yield from self._ask(Request("evaluate", agent, agent.status.round), 0.0)
             if request.done:
                 found: Mapping[str, float] = request.result
                 return found
@@ -106,14 +122,22 @@ class Together:
         return numbers
 
     def fetch(self, agent: Agent, fetches: tuple[Fetch, ...], timeout_s: float) -> Steps[Answers]:
-        """What neighbours hold is there at once."""
-        yield from ()  # a step like the others, though it never waits
-        return agent.transport.gather(fetches, timeout_s)
+        """What neighbours hold, at once or when the clock says so."""
+        answers = agent.transport.gather(fetches, timeout_s)
+        if self.clock is None:
+            return answers
+        answers, lasts_s = self.clock.transfer(agent, answers, timeout_s)
+        yield Wait("hosted", (), "fetch", agent.status.round, lasts_s)
+        return answers
 
-    def _ask(self, request: Request) -> Steps[Request]:
+    def _ask(self, request: Request, lasts_s: float) -> Steps[Request]:
+        """Hand in a request, unless all is done one by one, and wait until it is done and its time is over."""
+        if self.one_by_one and not lasts_s:
+            return request
         begun = time.monotonic()
-        self.pending[request.agent.id] = request
-        yield Wait("hosted", (), request.what, request.number, 0.0)
+        if not self.one_by_one:
+            self.pending[request.agent.id] = request
+        yield Wait("hosted", (), request.what, request.number, lasts_s)
         away_s = time.monotonic() - begun - request.seconds
         self._away_s[request.agent.id] = self._away_s.get(request.agent.id, 0.0) + away_s
         return request
