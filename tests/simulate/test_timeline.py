@@ -150,7 +150,8 @@ def test_a_run_is_the_same_each_time_and_jitter_comes_from_the_seed(tmp_path: Pa
 
 def test_deadlines_strike_in_virtual_time(tmp_path: Path) -> None:
     limits = ["exchange.timeout_s=20", "exchange.deadline=fixed", "rounds=2"]
-    folder = run(small(*CLOCK, "simulation.stragglers={2: 100}", *limits), tmp_path / "run")
+    quick = ["simulation.bandwidth_bytes_per_s=10000", "simulation.stragglers={2: 100}"]
+    folder = run(small(*CLOCK, *quick, *limits), tmp_path / "run")
     told = reports(folder)
     assert told[1, 1].seconds["wait"] == pytest.approx(20.0)
     assert "had not published round 1 after 20 s" in told[1, 1].missing[2]
@@ -171,11 +172,13 @@ def test_deadlines_follow_the_waits_of_the_clock(tmp_path: Path) -> None:
 def test_a_transfer_that_outlasts_its_deadline_does_not_come(tmp_path: Path) -> None:
     settings = ["exchange.timeout_s=2", "rounds=1", "exchange.mode=async", "exchange.deadline=fixed"]
     folder = run(small(*CLOCK, *settings, "simulation.bandwidth_bytes_per_s=100"), tmp_path / "run")
-    for report in reports(folder).values():
-        assert set(report.weights) == {report.agent}
-        assert report.seconds["gather"] == pytest.approx(2.0)
-        reasons = report.missing.values()
-        assert all("was not read before the deadline" in reason for reason in reasons), reasons
+    told = reports(folder).values()
+    assert all(set(report.weights) == {report.agent} for report in told)
+    assert all(report.seconds["gather"] in (0.0, pytest.approx(2.0)) for report in told)
+    reasons = [reason for report in told for reason in report.missing.values()]
+    late = [reason for reason in reasons if "was not read before the deadline of 2 s" in reason]
+    assert len(late) >= 3, "the others asked before a neighbour had published anything"
+    assert all("it has published no 'snapshot' yet" in reason for reason in reasons if reason not in late)
 
 
 def test_vectorised_agents_keep_the_same_time(tmp_path: Path) -> None:
