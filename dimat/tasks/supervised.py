@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _PROBE_BATCH = 128
 _TEST_BATCH = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # so that a cache can go by which dataset it is
 class Dataset:
     """Samples and labels as read; agents of one process share it and never write to it."""
 
@@ -53,6 +54,13 @@ class Dataset:
     def num_classes(self) -> int:
         """The number of outputs of a classifier."""
         return len(self.class_names)
+
+
+# Each of a thousand agents in one process asks for all shards, to take its own.
+@lru_cache(maxsize=2)
+def _dealt(dataset: Dataset, num_agents: int, partition: Partition, seed: int) -> list[npt.NDArray[np.int64]]:
+    column = dataset.columns.get(partition.column) if partition.column else None
+    return dealing.deal(dataset.y_train.numpy(), num_agents, partition, seed, column)
 
 
 class SupervisedTask(ABC):
@@ -87,9 +95,7 @@ class SupervisedTask(ABC):
         if not 0 <= agent < num_agents:
             raise TaskError(f"agent {agent} is not one of the {num_agents} agents 0 to {num_agents - 1}")
         dataset = self.dataset()
-        labels = dataset.y_train.numpy()
-        column = dataset.columns.get(self._partition.column) if self._partition.column else None
-        shard = dealing.deal(labels, num_agents, self._partition, seed, column)[agent]
+        shard = _dealt(dataset, num_agents, self._partition, seed)[agent]
         chosen = torch.from_numpy(shard)
         loader = TensorLoader(
             dataset.x_train[chosen],
