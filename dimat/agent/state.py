@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
 if TYPE_CHECKING:
     from dimat.agent.host import Host
     from dimat.agent.ranks import Ranks
+
+SPARE_CHECKPOINTS = 8
+"""Checkpoints that are kept at least, where the graph's diameter asks for as many."""
 
 MAX_REPAIRED = 8
 """Repaired topologies that are kept: an agent meets two or three at a time."""
@@ -91,6 +94,9 @@ class Agent:
     """The processes that train with this one, where the agent owns several."""
     host: Host | None = None
     """Who does some of the agent's work in its place: a simulation of many agents."""
+    rounds_ahead: Callable[[], int] | None = None
+    """How many rounds it is ahead of the last agent, where somebody knows: then fewer checkpoints are kept of graphs
+    with a large diameter. A ring of a thousand agents would keep five hundred of each."""
 
     @property
     def checkpoints(self) -> Path:
@@ -218,6 +224,8 @@ class Agent:
                 which this agent still shares with them: a run that is continued would begin anew.
         """
         keep = self.topology.diameter * self.config.merge.every + 2
+        if self.rounds_ahead is not None:
+            keep = min(keep, self.rounds_ahead() + SPARE_CHECKPOINTS)
         try:
             save_checkpoint(self.checkpoints, self.after(round), keep=keep)
         except OSError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ def simulate(
             one.steps = run_rounds(one.agent, view, control)
             if config.faults:
                 ends.callback(_plan_faults(one))
+            one.agent.rounds_ahead = partial(rounds_ahead, one.agent, running)
         together = _host(config, running, timeline, desk.coordinator.note, wall_clock)
         seen, asked = -1, False
 
@@ -163,6 +164,11 @@ def _host(
         one.agent.status.now = partial(together.now, one.agent.id)
         one.agent.status.wall = wall_clock
     return together
+
+
+def rounds_ahead(agent: Agent, running: Sequence[Running]) -> int:
+    """How many rounds `agent` is ahead of whoever has come least far."""
+    return agent.status.round - min(one.agent.status.round for one in running)
 
 
 def nothing() -> None:
