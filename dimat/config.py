@@ -253,6 +253,9 @@ class SimulationConfig(Part):
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Every duration is multiplied by a number between 1 - jitter and 1 + jitter, drawn by the run's seed."""
 
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    """Write checkpoints in every n-th round and the last one. A simulation that was killed goes on from the newest."""
+
     @property
     def timed(self) -> bool:
         """Whether there is a virtual clock."""

@@ -94,6 +94,8 @@ class Agent:
     """The processes that train with this one, where the agent owns several."""
     host: Host | None = None
     """Who does some of the agent's work in its place: a simulation of many agents."""
+    checkpoint_every: int = 1
+    """Rounds from one checkpoint to the next; above one in simulations only."""
     rounds_ahead: Callable[[], int] | None = None
     """How many rounds it is ahead of the last agent, where somebody knows: then fewer checkpoints are kept of graphs
     with a large diameter. A ring of a thousand agents would keep five hundred of each."""

@@ -160,11 +160,14 @@ def mean_losses(steps: Sequence[Tensor], num_models: int) -> list[float]:
     >>> mean_losses([torch.tensor([1.0, 4.0]), torch.tensor([3.0])], 3)
     [2.0, 4.0, nan]
     """
-    counts = [sum(place < len(step) for step in steps) for place in range(num_models)]
-    return [
-        float(torch.stack([step[place] for step in steps[:count]]).mean()) if count else math.nan
-        for place, count in enumerate(counts)
-    ]
+    if not steps:
+        return [math.nan] * num_models
+    sums, counts = torch.zeros(num_models), torch.zeros(num_models)
+    for step in steps:
+        sums[: len(step)] += step
+        counts[: len(step)] += 1
+    means: list[float] = (sums / counts).tolist()  # 0 / 0 is NaN
+    return means
 
 
 def scores(model: nn.Module, task: Any, stacked: Stack) -> list[list[dict[str, float]]]:

@@ -86,6 +86,7 @@ def simulate(
             one.steps = run_rounds(one.agent, view, control)
             if config.faults:
                 ends.callback(_plan_faults(one))
+            one.agent.checkpoint_every = config.simulation.checkpoint_every
             one.agent.rounds_ahead = partial(rounds_ahead, one.agent, running)
         together = _host(config, running, timeline, desk.coordinator.note, wall_clock)
         seen, asked = -1, False

@@ -91,22 +91,31 @@ def stack(models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimize
 
 def unstack(stacked: Stack, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
     """Give every model, and its optimiser, what its place in the stack holds."""
+    into: list[Tensor] = []
+    values: list[Tensor] = []
+    parts = {name: tensor.unbind() for name, tensor in stacked.parameters.items()}
+    buffers = {name: tensor.unbind() for name, tensor in stacked.buffers.items()}
+    slots = {slot: {name: tensor.unbind() for name, tensor in of.items()} for slot, of in stacked.slots.items()}
+    for place, model in enumerate(models):
+        parameters = dict(model.named_parameters())
+        into += [parameter.detach() for parameter in parameters.values()]
+        values += [parts[name][place] for name in parameters]
+        for name, buffer in model.named_buffers():
+            into.append(buffer)
+            values.append(buffers[name][place])
+        for name, parameter in parameters.items() if optimizers else ():
+            state = optimizers[place].state[parameter]
+            for slot, of in slots.items():
+                if state.get(slot) is None:
+                    state[slot] = torch.empty_like(parameter, requires_grad=False)
+                into.append(state[slot])
+                values.append(of[name][place])
+            if stacked.steps is not None:
+                state["step"] = torch.tensor(float(stacked.steps[place]))
     with torch.no_grad():
-        for place, model in enumerate(models):
-            for name, parameter in model.named_parameters():
-                parameter.copy_(stacked.parameters[name][place])
-            for name, buffer in model.named_buffers():
-                buffer.copy_(stacked.buffers[name][place])
-        for place, (optimizer, model) in enumerate(zip(optimizers, models, strict=bool(optimizers))):
-            for name, parameter in model.named_parameters():
-                state = optimizer.state[parameter]
-                for slot, of in stacked.slots.items():
-                    if slot in state and state[slot] is not None:
-                        state[slot].copy_(of[name][place])
-                    else:
-                        state[slot] = of[name][place].clone()
-                if stacked.steps is not None:
-                    state["step"] = torch.tensor(float(stacked.steps[place]))
+        torch._foreach_copy_(
+            into, values
+        )  # one call for all: a copy of its own for each would cost more than the bytes
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer]:

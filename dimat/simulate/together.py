@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -31,6 +31,7 @@ from dimat.simulate.check import CannotStack, check_first_step, check_verdict, s
 from dimat.simulate.epochs import Epoch, Trainer, mean_losses, scores
 from dimat.simulate.stack import check_optimizer, stack, unstack
 from dimat.tasks.base import speaks_for
+from dimat.tasks.loader import TensorLoader
 from dimat.transport.base import Fetch, Wait
 
 CHUNK_BYTES = 8 << 20
@@ -216,6 +217,11 @@ class Together:
 
     def _draw(self, agent: Agent, num_epochs: int) -> list[Epoch]:
         """What the agent's loader gives in its next epochs, on the agent's own random streams."""
+        if type(agent.loader) is TensorLoader:  # draws from its own generator alone
+            drawn = [Epoch.drawn(agent.loader) for _ in range(num_epochs)]
+            state = agent.loader.generator.get_state()
+            self.streams.replace(agent.id, replace(self.streams.read(agent.id), loader_stream=state))
+            return drawn
         restore(self.streams.read(agent.id), agent.loader)
         drawn = [Epoch.drawn(agent.loader) for _ in range(num_epochs)]
         self.streams.replace(agent.id, capture(agent.loader))
