@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dimat.errors import ConfigError
 from dimat.faults.plan import LINKS, SERVED, Fault, check_faults
@@ -286,6 +286,49 @@ class LaunchConfig(Part):
     """With all agents under one torchrun: how often a crash starts all of them again, from their checkpoints."""
 
 
+class SimulationConfig(Part):
+    """What only `dimat simulate` reads: docs/simulation.md."""
+
+    vectorise: Literal["off", "auto", "on"] = "off"
+    """off: one agent trains after the other, with the bits of a networked run. on: models are stacked and trained as
+    one, equal up to rounding; what cannot be stacked is refused. auto: so where that can be done and pays, else off."""
+
+    latency_s: Annotated[float, Field(ge=0)] | None = None
+    """Seconds that a transfer costs beside its bytes. This, the next key and compute_s_per_sample turn on a virtual
+    clock: deadlines, staleness and all seconds in the reports are then its."""
+    bandwidth_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Bytes a second. None: they take no time."""
+    bandwidth_of: Literal["link", "reader"] = "link"
+    """link: every edge has the bandwidth to itself; reader: what an agent fetches at one time shares it."""
+    compute_s_per_sample: Annotated[float, Field(ge=0)] | None = None
+    """Seconds of training per sample and epoch."""
+    stragglers: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]] = {}
+    """How many times as long as the others an agent trains, by its id."""
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Every duration is multiplied by a number between 1 - jitter and 1 + jitter, drawn by the run's seed."""
+
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    """Write checkpoints in every n-th round and the last one. A simulation that was killed goes on from the newest."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a virtual clock."""
+        return any(one is not None for one in (self.latency_s, self.bandwidth_bytes_per_s, self.compute_s_per_sample))
+
+    @model_validator(mode="after")
+    def _times_need_a_clock(self) -> Self:
+        if self.jitter and not self.timed:
+            raise ValueError("jitter has no meaning without latency_s, bandwidth_bytes_per_s or compute_s_per_sample")
+        if self.stragglers and self.compute_s_per_sample is None:
+            raise ValueError("stragglers have no meaning without compute_s_per_sample")
+        return self
+
+    @field_validator("vectorise", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class RunConfig(Part):
     """A whole run."""
 
@@ -307,6 +350,7 @@ class RunConfig(Part):
     launch: LaunchConfig = LaunchConfig()
     membership: MembershipConfig = MembershipConfig()
     security: SecurityConfig = SecurityConfig()
+    simulation: SimulationConfig = SimulationConfig()
     faults: list[Fault] = []
     """What shall go wrong, on purpose: see `dimat.faults.plan`."""
 
@@ -348,6 +392,11 @@ class RunConfig(Part):
             raise ValueError(
                 "merge.final 'complete' brings all agents to one point at the same moment, and there is no such moment "
                 "with exchange.mode 'async': take 'sync', or merge the last checkpoints with `dimat merge`"
+            )
+        strangers = sorted(agent for agent in self.simulation.stragglers if agent >= self.agents)
+        if strangers:
+            raise ValueError(
+                f"simulation.stragglers names agent {strangers[0]}; the run has agents 0 to {self.agents - 1}"
             )
         check_faults(self.faults, self.agents, self.rounds)
         schedule = self.merge.schedule

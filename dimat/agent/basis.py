@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 
+from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -140,7 +141,7 @@ def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[St
     for peers, timeout_s in (((parent,), patience_s), (others, 1.0)):
         with clock("wait"):
             ready = yield Wait("published", peers, "basis", number, timeout_s)
-        basis = _fetch_basis(agent, sorted(ready), number, clock)
+        basis = yield from _fetch_basis(agent, sorted(ready), number, clock)
         if basis is not None:
             return basis
     log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
@@ -161,12 +162,12 @@ def _depth(agent: int, parents: Mapping[int, int]) -> int:
     return 0 if agent not in parents else 1 + _depth(parents[agent], parents)
 
 
-def _fetch_basis(agent: Agent, peers: list[int], number: int, clock: PhaseClock) -> StateDict | None:
+def _fetch_basis(agent: Agent, peers: list[int], number: int, clock: PhaseClock) -> Steps[StateDict | None]:
     """The first basis of `peers` that arrives whole."""
     for peer in peers:
         with clock("gather"):
             fetches = (agent.fetch_from(peer, "basis", number),)
-            answer = agent.transport.gather(fetches, timeout_s=agent.config.exchange.timeout_s)[peer]
+            answer = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s))[peer]
         if not isinstance(answer, TransportError):
             return decode(answer)
         log.warning("agent %d: the basis of agent %d did not come: %s", agent.id, peer, answer)

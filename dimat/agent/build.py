@@ -83,9 +83,17 @@ def build_algorithm(config: RunConfig) -> Algorithm | None:
 
 
 def build_agent(
-    config: RunConfig, agent: int, folder: Path, session: str, make_transport: Callable[[Schema], Transport]
+    config: RunConfig,
+    agent: int,
+    folder: Path,
+    session: str,
+    make_transport: Callable[[Schema], Transport],
+    like: Agent | None = None,
 ) -> Agent:
     """Make agent number `agent` of the run; nothing is opened, nothing is written.
+
+    With `like`, another agent of the same run and process, the two share what they only read (the topology, the
+    permutation groups of a model of the same class and shapes) and the spare module, which holds nothing between uses.
 
     The order in which random numbers are drawn is part of the contract: a process of its own and a simulation in one
     process make the same agent, bit for bit.
@@ -106,9 +114,15 @@ def build_agent(
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
     aligns = algorithm is None and config.merge.align != "none" and config.basis != "adopt"
-    spec = find_groups(model, own_samples) if aligns else None
-    seed_all(derive_seed(config.seed, "train", agent))
     needs_spare = aligns or config.merge.calibrate == "repair" or (algorithm is not None and algorithm.spare)
+    twin = like if like is not None and _are_alike(like.model, model) else None
+    spec = None
+    if aligns:
+        spec = find_groups(model, own_samples) if twin is None else twin.spec
+    spare = None if twin is None else twin.spare
+    if spare is None and needs_spare:
+        spare = copy.deepcopy(model)
+    seed_all(derive_seed(config.seed, "train", agent))
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
     made = Agent(
         id=agent,
@@ -123,11 +137,11 @@ def build_agent(
         spec=spec,
         probe=probe_batches(task, "shared") if config.merge.probe == "shared" else own_samples,
         own_samples=own_samples,
-        topology=build_topology(config),
+        topology=build_topology(config) if like is None else like.topology,
         method=method,
         transport=make_transport(schema),
         start=capture(loader),
-        spare=copy.deepcopy(model) if needs_spare else None,
+        spare=spare,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
         basis_settled=config.init == "same"
         or algorithm is not None
@@ -142,6 +156,12 @@ def build_agent(
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)
     return made
+
+
+def _are_alike(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models are of one class and printed alike, layer by layer, with the same names and shapes."""
+    shapes, others = ({name: tensor.shape for name, tensor in model.state_dict().items()} for model in (one, other))
+    return type(one) is type(other) and repr(one) == repr(other) and shapes == others
 
 
 def find_groups(model: torch.nn.Module, samples: list[tuple[Any, ...]]) -> PermutationSpec:

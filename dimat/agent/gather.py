@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from dimat.agent.deadline import LEAST_SHARE, is_late, looked_at
+from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -67,7 +67,7 @@ def gather(
     """
     neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
     # Deadlines are for those who publish late. A transfer that goes on is worth the ceiling: its length is the model's.
-    end = time.monotonic() + agent.config.exchange.timeout_s
+    end = agent.status.now() + agent.config.exchange.timeout_s
     missing: dict[int, str] = {}
 
     with clock("wait"):
@@ -76,7 +76,7 @@ def gather(
     with clock("gather"):
         fetches = tuple(agent.fetch_from(peer, kind, number) for peer in sorted(ready))
         # A second at least: a neighbour that came at the last moment is still worth its transfer.
-        answers = agent.transport.gather(fetches, timeout_s=max(1.0, end - time.monotonic())) if fetches else {}
+        answers = (yield from fetch(agent, fetches, max(1.0, end - agent.status.now()))) if fetches else {}
     agent.close_round(number)
     payloads = {}
     for peer, answer in sorted(answers.items()):
@@ -90,7 +90,7 @@ def gather(
         with clock("wait"):
             # A neighbour that has published reads when its own wait for others is over: a deadline like this one's. It
             # says so when it reads nothing any more, so only one that stops right here is waited for in vain.
-            left = max(1.0, end + agent.patience_s("published", payloads) - time.monotonic())
+            left = max(1.0, end + agent.patience_s("published", payloads) - agent.status.now())
             agreed = yield Wait("acknowledged", tuple(payloads), kind, number, left)
         for peer in tuple(payloads):
             if peer not in agreed:
@@ -113,7 +113,7 @@ def _published(
 
     Returns who has published round `number`; who has not is put into `missing`.
     """
-    begun = time.monotonic()
+    begun = agent.status.now()
     behind = _behind(agent, number, neighbours, kind)
     what = "round" if kind == "snapshot" else f"{kind!r}"
     ready: frozenset[int] = frozenset()
@@ -121,7 +121,7 @@ def _published(
         if not peers and neighbours:
             continue
         deadline_s = agent.patience_s("published", peers)
-        left = max(MIN_WAIT_S, begun + deadline_s - time.monotonic())
+        left = max(MIN_WAIT_S, begun + deadline_s - agent.status.now())
         came = yield Wait("published", peers, kind, number, left)
         ready |= came
         for peer in sorted(set(peers) - came):

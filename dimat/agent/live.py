@@ -83,14 +83,20 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
         if agent.status.superseded:  # the files are another process's now
             raise Interrupted(f"agent {agent.id}: another process has taken its seat, in round {number}")
         # The checkpoint first: what the coordinator knows of can be continued from.
+        last_one = number == rounds or (directive.stop_after is not None and number >= directive.stop_after)
+        saves = last_one or number % agent.checkpoint_every == 0
         with _without_disk(agent, number, "checkpoint"), clock("checkpoint"):
-            agent.save(number)
+            if saves:
+                agent.save(number)
         report = replace(report, seconds={**report.seconds, **clock.seconds})
         with _without_disk(agent, number, "metrics"):
-            append_metrics(metrics, report)
+            append_metrics(metrics, report, agent.status.wall())
         directive, last = control.report(report), number
         agent.hear(directive)
         if directive.stop_after is not None and number >= directive.stop_after:
+            with _without_disk(agent, number, "checkpoint"):
+                if not saves:  # only now is it known that this was the last round
+                    agent.save(number)
             break
     if agent.config.exchange.mode == "async":
         yield from let_others_read(agent, last, published=last > start)

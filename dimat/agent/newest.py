@@ -18,12 +18,12 @@ section 5.2, there on a server's mixing weight, here on each edge.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from dimat.agent.deadline import Past, came, expired
 from dimat.agent.gather import MAX_REASON, Gathered
+from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -46,10 +46,10 @@ def gather_newest(agent: Agent, number: int, row: Mapping[int, float], clock: Ph
     missing = {peer: "is asked less often: it did not answer" for peer in neighbours if rests(agent.past, peer, number)}
     asked = [peer for peer in neighbours if peer not in missing]
     with clock("gather"):
-        begun = time.monotonic()
+        begun = agent.status.now()
         fetches = tuple(agent.fetch_from(peer, "snapshot", None) for peer in asked)
-        answers = agent.transport.gather(fetches, agent.patience_s("fetched", asked)) if fetches else {}
-        took_s = time.monotonic() - begun
+        answers = (yield from fetch(agent, fetches, agent.patience_s("fetched", asked))) if fetches else {}
+        took_s = agent.status.now() - begun
     payloads = {}
     staleness: dict[int, int] = {}
     for peer, answer in sorted(answers.items()):

@@ -26,8 +26,8 @@ from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
+from dimat.agent.host import evaluate, train
 from dimat.agent.newest import gather_newest
-from dimat.agent.ranks import train_agent
 from dimat.agent.state import Agent
 from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock
@@ -54,9 +54,9 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         yield from adopt_root(agent, clock)
 
     with clock("train"):
-        loss = train_agent(agent, number)
+        loss = yield from train(agent, number)
     with clock("evaluate"):
-        before = agent.task.evaluate(agent.model)
+        before = yield from evaluate(agent)
     if not agent.merges(number):
         return _report(agent, number, clock, loss, before)
 
@@ -99,7 +99,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         agent.optimizer = make_optimizer(config.train, agent.model)
     agent.remember_base()
     with clock("evaluate"):
-        after = agent.task.evaluate(agent.model)
+        after = yield from evaluate(agent)
     with clock("sketch"):
         sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
 

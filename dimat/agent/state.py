@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,11 @@ from dimat.transport.base import Buffer, Fetch, Transport, closed
 
 if TYPE_CHECKING:
     from dimat.agent.algorithms.api import Algorithm
+    from dimat.agent.host import Host
     from dimat.agent.ranks import Ranks
+
+SPARE_CHECKPOINTS = 8
+"""Checkpoints that are kept at least, where the graph's diameter asks for as many."""
 
 MAX_REPAIRED = 8
 """Repaired topologies that are kept: an agent meets two or three at a time."""
@@ -103,6 +107,13 @@ class Agent:
     """What is remembered of waits for neighbours. A simulation, which has no clock, remembers no waits."""
     ranks: Ranks | None = None
     """The processes that train with this one, where the agent owns several."""
+    host: Host | None = None
+    """Who does some of the agent's work in its place: a simulation of many agents."""
+    checkpoint_every: int = 1
+    """Rounds from one checkpoint to the next; above one in simulations only."""
+    rounds_ahead: Callable[[], int] | None = None
+    """How many rounds it is ahead of the last agent, where somebody knows: then fewer checkpoints are kept of graphs
+    with a large diameter. A ring of a thousand agents would keep five hundred of each."""
 
     @property
     def checkpoints(self) -> Path:
@@ -236,6 +247,8 @@ class Agent:
         # Where models travel within a round, agents are exchanges apart; a round may be as short as one of them.
         apart = self.topology.diameter if self.algorithm else self.config.merge_schedule().lead(self.topology.diameter)
         keep = apart + 2
+        if self.rounds_ahead is not None:
+            keep = min(keep, self.rounds_ahead() + SPARE_CHECKPOINTS)
         try:
             save_checkpoint(self.checkpoints, self.after(round), keep=keep)
         except OSError as error:

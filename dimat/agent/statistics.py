@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -70,7 +71,7 @@ def share_statistics(
     with clock("statistics"):
         schema = schema_of(mine)
         fetches = tuple(Fetch(peer, KIND, number if waits else None, Buffer(schema)) for peer in sorted(ready))
-        answers = agent.transport.gather(fetches, exchange.timeout_s) if fetches else {}
+        answers = (yield from fetch(agent, fetches, exchange.timeout_s)) if fetches else {}
         for peer, answer in sorted(answers.items()):
             try:
                 if isinstance(answer, TransportError):

@@ -20,6 +20,10 @@ class Status:
     """Another process of the same agent has joined since: this one has to go."""
     on_phase: Callable[[int, str], None] | None = None
     """Told the round and the phase that is entered: where a fault plan takes hold. None without one."""
+    now: Callable[[], float] = time.monotonic
+    """The agent's clock in seconds, by which phases and deadlines are measured; a simulation may have another one."""
+    wall: Callable[[], float] = time.time
+    """Seconds since the epoch; in a simulation with a virtual clock, since the run began."""
 
     def wait_for(self, round: int, pending: Mapping[int, str], since: float) -> None:
         """Say whom the agent waits for, for how long and what is known of each."""
@@ -28,7 +32,7 @@ class Status:
             return
         names = ", ".join(f"{agent} ({known})" if known else str(agent) for agent, known in sorted(pending.items()))
         agents = "agent" if len(pending) == 1 else "agents"
-        self.waiting = f"round {round}: waiting {time.monotonic() - since:.0f} s for {agents} {names}"
+        self.waiting = f"round {round}: waiting {self.now() - since:.0f} s for {agents} {names}"
 
 
 @dataclass(slots=True)
@@ -42,10 +46,10 @@ class PhaseClock:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the block as (part of) `phase`."""
         self.status.phase = phase
-        start = time.perf_counter()
+        start = self.status.now()
         try:
             if self.status.on_phase is not None:
                 self.status.on_phase(self.status.round, phase)
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + self.status.now() - start

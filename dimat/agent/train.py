@@ -55,5 +55,6 @@ def train_locally(
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+    optimizer.zero_grad(set_to_none=True)  # nobody reads them, and in a simulation every agent would keep its own
     # One synchronisation an epoch instead of one a batch.
     return float(torch.stack(losses).mean()) if losses else math.nan

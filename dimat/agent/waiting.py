@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 
 from dimat.agent.deadline import What, came, expired
@@ -26,13 +25,13 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
     """
     if not wait.peers:
         return frozenset()
-    since = time.monotonic()
+    since = agent.status.now()
     arrivals: dict[int, float] = {}
     told = ""
 
     def on_change(pending: Mapping[int, str]) -> None:
         nonlocal told
-        now = time.monotonic()
+        now = agent.status.now()
         for peer in wait.peers:
             if peer not in pending:
                 arrivals.setdefault(peer, now - since)
@@ -43,13 +42,25 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
 
     there = agent.transport.wait(wait, on_change)
     agent.status.waiting = ""
-    waited_s = time.monotonic() - since
+    remember(agent, wait, there, arrivals, agent.status.now() - since)
+    return there
+
+
+def remember(agent: Agent, wait: Wait, there: frozenset[int], arrivals: Mapping[int, float], waited_s: float) -> None:
+    """Keep in `agent.past` how a wait went, and tell of those who have not come.
+
+    Args:
+        agent: who waited.
+        wait: for what.
+        there: who has come.
+        arrivals: after how many seconds, where it is known.
+        waited_s: how long it has waited altogether.
+    """
     if wait.kind in _REGULAR:
         for peer in sorted(there):
             agent.past = came(agent.past, _REMEMBERED[wait.what], peer, arrivals.get(peer, waited_s))
     for peer in sorted(set(wait.peers) - there):
         _tell(agent, wait, peer, passed=waited_s >= wait.timeout_s)
-    return there
 
 
 def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:

@@ -21,6 +21,7 @@ from dimat.cli.options import (
     Seed,
     Set,
     Shape,
+    Together,
     Verbose,
     overrides,
     set_up_logging,
@@ -104,6 +105,7 @@ def simulate(
     seed: Seed = None,
     out: Out = None,
     fresh: Fresh = False,
+    vectorise: Together = None,
     format: OutputFormat = Format.text,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -113,11 +115,14 @@ def simulate(
     \b
     Examples:
       dimat simulate -s agents=16 -s topology.graph=exponential
+      dimat simulate -s agents=64 -s task.model=mlp --vectorise auto
       dimat simulate my.yaml --seed 3 --format json
     """
     set_up_logging(verbose, quiet)
     from dimat.cli.run import simulate_command
 
+    if vectorise is not None:
+        settings = [*settings, f"simulation.vectorise={vectorise.value}"]
     raise typer.Exit(simulate_command(config, overrides(settings, seed), out, fresh, format.value, verbose, quiet))
 
 

@@ -19,6 +19,14 @@ class Format(StrEnum):
     json = "json"
 
 
+class Vectorise(StrEnum):
+    """Whether a simulation trains its agents as one."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Shape(StrEnum):
     """How agents are launched."""
 
@@ -41,6 +49,10 @@ Out = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds a run.")]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="What stdout gets: text, or one JSON object at the end.")
+]
+Together = Annotated[
+    Optional[Vectorise],  # noqa: UP045
+    typer.Option("--vectorise", help="Train all agents as one stack of models: short for -s simulation.vectorise=..."),
 ]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for everything.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]

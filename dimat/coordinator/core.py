@@ -299,7 +299,7 @@ def _write(
     seats = [
         new
         for old, new in zip(before.group.seats, after.group.seats, strict=True)
-        if new.join is not None and _kept(old) != _kept(new)
+        if new is not old and new.join is not None and _kept(old) != _kept(new)
     ]
     if not (report or notes or seats or _facts(before) != _facts(after) or before.outcome != after.outcome):
         return

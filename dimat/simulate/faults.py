@@ -8,6 +8,7 @@ plan gives the same bits twice.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class Stall:
     """An agent is held until its neighbours have given up on it in this many rounds."""
 
     num_deadlines: int
+    seconds: float = 0.0
+    """How long it is held where there is a clock."""
     first: int | None = None
     """The round in which it was missed first; None while nobody has waited for it."""
 
@@ -70,7 +73,14 @@ class Holdable:
 
     def hold(self, num_deadlines: int) -> None:
         """Called by the steps themselves: sleep until the next `send`."""
-        self._news.put(Stall(num_deadlines))
+        self._be_held(Stall(num_deadlines))
+
+    def last(self, seconds: float) -> None:
+        """As `hold`, where there is a clock that tells when the stall is over."""
+        self._be_held(Stall(0, seconds))
+
+    def _be_held(self, stall: Stall) -> None:
+        self._news.put(stall)
         if self._answers.get() is Killed:
             raise Killed
 
@@ -101,8 +111,11 @@ def stalls(hold: Callable[[int], None], timeout_s: float) -> Callable[[float], N
 class Desk:
     """The coordinator of a simulation, which a fault plan may restart: it then is made anew from what is on disk."""
 
-    def __init__(self, config: RunConfig, diameter: int, folder: Path) -> None:
+    def __init__(
+        self, config: RunConfig, diameter: int, folder: Path, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         self._config = config
+        self._wall_clock = wall_clock
         self._diameter = diameter
         self._folder = folder
         self._marks = Marks(folder)
@@ -113,7 +126,9 @@ class Desk:
     def _open(self) -> None:
         self._store = Store.open(self._folder)
         # Time stands still for membership: nobody is late in a simulation.
-        self.coordinator = Coordinator(self._config, self._diameter, self._store, clock=lambda: 0.0)
+        self.coordinator = Coordinator(
+            self._config, self._diameter, self._store, clock=lambda: 0.0, wall_clock=self._wall_clock
+        )
 
     def join(self, join: Join) -> View:
         """As `Coordinator.join`."""

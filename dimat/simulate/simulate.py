@@ -4,77 +4,41 @@ Rounds are generators, so an agent runs until it has to wait, and the next one g
 oldest wait is over: that is what a deadline means without a clock. Each agent keeps its own random streams, so a
 simulated run ends with the bits of a networked one. With `exchange.mode: async` nobody waits; then one turn is one
 round, and the order of turns stands for the clock: the same bits each time, though not those of any networked run.
+
+With latency, bandwidth or time per sample in the config there is a virtual clock (`dimat.simulate.timeline`), and with
+`simulation.vectorise` the agents train as one (`dimat.simulate.together`).
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dimat.agent.build import build_agent, build_topology
 from dimat.agent.comeback import go_on_from_own
 from dimat.agent.live import check_neighbours, introduction, run_rounds
-from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.state import Agent
-from dimat.agent.steps import Steps
 from dimat.config import RunConfig
+from dimat.coordinator import Store
 from dimat.coordinator.signals import Signals
+from dimat.coordinator.store import FILE_NAME
 from dimat.errors import ConfigError, Interrupted
 from dimat.faults import FaultyTransport, Killed, phase_hook, planned
-from dimat.messages import Directive, Heartbeat, Schema, View
-from dimat.simulate.faults import Desk, Holdable, Stall, stalls
-from dimat.transport.base import Wait
+from dimat.messages import Heartbeat, Schema, View
+from dimat.simulate.faults import Desk, Holdable, stalls
+from dimat.simulate.network import Conditions
+from dimat.simulate.running import Running, Streams
+from dimat.simulate.timeline import Timeline
+from dimat.simulate.together import Together
+from dimat.simulate.turns import take_turns
 from dimat.transport.memory import MemoryControl, MemoryHub, MemoryTransport
 
-
-@dataclass(slots=True)
-class Running:
-    """One agent between two waits."""
-
-    agent: Agent
-    transport: MemoryTransport | FaultyTransport
-    randomness: Randomness
-    steps: Steps[Directive] | Holdable | None = None
-    wait: Wait | Stall | None = None
-    """None: it has not begun."""
-    since: int = 0
-    """When it began to wait, in steps of the whole simulation."""
-    done: bool = False
-    error: str = ""
-    """Why it ended, when not in order."""
-
-    def can_go_on(self) -> bool:
-        """Whether what it waits for is there."""
-        return not self.done and not isinstance(self.wait, Stall) and not self.missing()
-
-    def is_async(self) -> bool:
-        """Whether nobody waits for it."""
-        return self.agent.config.exchange.mode == "async"
-
-    def missing(self) -> frozenset[int]:
-        """The agents that it waits for; empty while a stall holds it."""
-        if not isinstance(self.wait, Wait):
-            return frozenset()
-        return frozenset(self.wait.peers) - self.transport.settled(self.wait)
-
-    def step(self, now: int) -> None:
-        """Go on to the next wait, or to the end, on the agent's own random streams."""
-        assert self.steps is not None
-        restore(self.randomness, self.agent.loader)
-        try:
-            answer = self.transport.ready(self.wait) if isinstance(self.wait, Wait) else None
-            # The first value sent into a generator has to be None.
-            self.wait = self.steps.send(answer)  # type: ignore[arg-type]
-            self.since = now
-        except StopIteration:
-            self.done = True
-        except Killed:
-            self.done, self.error = True, f"killed in round {self.agent.status.round}, as the fault plan says"
-            self.transport.close()
-        self.randomness = capture(self.agent.loader)
+log = logging.getLogger(__name__)
 
 
 def simulate(
@@ -103,11 +67,16 @@ def simulate(
             "ranks compute differs from it in the last bits",
             hint="-s launch.ranks_per_agent=1",
         )
-    topology = build_topology(config)
-    with Desk(config, topology.diameter, folder) as desk, Signals().listen() as signals, ExitStack() as ends:
+    if pace and config.simulation.timed:
+        raise ConfigError("there is a virtual clock: who is slow stands in simulation.stragglers, not in turns")
+    hub = MemoryHub()
+    timeline = Timeline(Conditions(config.simulation, config.seed), hub) if config.simulation.timed else None
+    wall_clock = time.time if timeline is None else clock_from(last_time(folder), timeline)
+    diameter = build_topology(config).diameter
+    with Desk(config, diameter, folder, wall_clock) as desk, Signals().listen() as signals, ExitStack() as ends:
         control = MemoryControl(desk)
-        hub = MemoryHub()
-        running = [_make(config, number, folder, hub) for number in range(config.agents)]
+        running = [_make(config, 0, folder, hub, None)]
+        running += [_make(config, number, folder, hub, running[0].agent) for number in range(1, config.agents)]
         for one in running:
             view = desk.join(introduction(one.agent, one.transport.start()))
         for one in running:
@@ -117,43 +86,36 @@ def simulate(
             one.steps = run_rounds(one.agent, view, control)
             if config.faults:
                 ends.callback(_plan_faults(one))
-        seen, num_steps, num_turns, asked = -1, 0, 0, False
-        while any(not one.done for one in running):
+            one.agent.checkpoint_every = config.simulation.checkpoint_every
+            one.agent.rounds_ahead = partial(rounds_ahead, one.agent, running)
+        together = _host(config, running, timeline, desk.coordinator.note, wall_clock)
+        seen, asked = -1, False
+
+        def between() -> None:
+            """What is done whenever nothing happens in the simulation: hear the user, show the picture."""
+            nonlocal seen, asked
             if len(signals.names) > 1:
                 raise Interrupted("stopped in the middle of a round", hint="the same command continues the run")
             if signals.names and not asked:
                 desk.coordinator.request_stop(f"the user stopped the run ({signals.names[0]})")
                 asked = True
-            num_turns += 1
-            for one in in_turn(runnable(running), num_turns, pace or {}):
-                num_steps += 1
-                one.step(num_steps)
-                if one.error:
-                    control.heartbeat(_goodbye(one))
-            view = desk.changed(after=-1, timeout_s=0.0)
-            if on_view is not None and view.number != seen:
-                on_view(view)
-                seen = view.number
+            if on_view is not None:
+                view = desk.changed(after=-1, timeout_s=0.0)
+                if view.number != seen:
+                    on_view(view)
+                    seen = view.number
+
+        def on_end(one: Running) -> None:
+            control.heartbeat(_goodbye(one))
+
+        work = together.work if together is not None else nothing
+        if timeline is not None:
+            timeline.run(running, work=work, on_end=on_end, between=between)
+        else:
+            take_turns(running, pace or {}, work=work, on_end=on_end, between=between)
         for one in running:
             control.heartbeat(_goodbye(one))
             one.transport.close()
-
-
-def runnable(running: list[Running]) -> list[Running]:
-    """The agents to step now, by id: those that have what they wait for; else the one that has waited longest."""
-    ready = [one for one in running if one.can_go_on()]
-    if ready:
-        # Where nobody waits there are no deadlines to count: a stall then is as many turns of the others.
-        over = [one for one in running if isinstance(one.wait, Stall) and one.is_async() and one.wait.turn_is_over()]
-        return sorted([*ready, *over], key=lambda one: one.agent.id)
-    left = [one for one in running if not one.done]
-    waiting = [one for one in left if isinstance(one.wait, Wait)]
-    for one in left:
-        if isinstance(one.wait, Stall):
-            missed = [other.wait.round for other in waiting if one.agent.id in other.missing()]  # type: ignore[union-attr]
-            if one.wait.is_over(missed):
-                return [one]
-    return [min(waiting, key=lambda one: one.since)]
 
 
 def _goodbye(one: Running) -> Heartbeat:
@@ -172,24 +134,67 @@ def _plan_faults(one: Running) -> Callable[[], None]:
 
     assert isinstance(one.steps, Generator)
     held = Holdable(one.steps)
-    stall = stalls(held.hold, config.exchange.timeout_s)
+    stall = held.last if config.simulation.timed else stalls(held.hold, config.exchange.timeout_s)
     agent.status.on_phase = phase_hook(config.faults, agent.id, agent.folder, kill=kill, stall=stall)
     if agent.status.on_phase is not None:
         one.steps = held
     return held.close
 
 
-def in_turn(ready: list[Running], turn: int, pace: Mapping[int, int]) -> list[Running]:
-    """Those of `ready` whose turn it is: agent a's is every `pace[a]`-th."""
-    return [one for one in ready if turn % pace.get(one.agent.id, 1) == 0]
+def _host(
+    config: RunConfig,
+    running: list[Running],
+    timeline: Timeline | None,
+    note: Callable[[str, str], None],
+    wall_clock: Callable[[], float],
+) -> Together | None:
+    """Have the agents' training and transfers done for them, where the config asks for it."""
+    vectorise = config.simulation.vectorise
+    if vectorise == "off" and timeline is None:
+        return None
+
+    def tell(text: str) -> None:
+        log.warning(text)
+        note("vectorise", text)
+
+    together = Together(Streams(running), must=vectorise == "on", tell=tell, clock=timeline)
+    if vectorise == "off":
+        together.one_by_one = "simulation.vectorise is off"
+    for one in running:
+        one.agent.host = together
+        one.agent.status.now = partial(together.now, one.agent.id)
+        one.agent.status.wall = wall_clock
+    return together
 
 
-def _make(config: RunConfig, number: int, folder: Path, hub: MemoryHub) -> Running:
+def rounds_ahead(agent: Agent, running: Sequence[Running]) -> int:
+    """How many rounds `agent` is ahead of whoever has come least far."""
+    return agent.status.round - min(one.agent.status.round for one in running)
+
+
+def nothing() -> None:
+    """There is no work to be done together."""
+
+
+def last_time(folder: Path) -> float:
+    """The time of the last event of a run that is continued; 0.0 where nothing has happened yet."""
+    if not (folder / FILE_NAME).is_file():
+        return 0.0
+    with Store.open(folder, read_only=True) as store:
+        return max((event.time_s for event in store.events()), default=0.0)
+
+
+def clock_from(start_s: float, timeline: Timeline) -> Callable[[], float]:
+    """The virtual clock, going on from where that of an earlier process stood."""
+    return lambda: start_s + timeline.now_s
+
+
+def _make(config: RunConfig, number: int, folder: Path, hub: MemoryHub, like: Agent | None) -> Running:
     session = secrets.token_hex(8)
 
     def make_transport(schema: Schema) -> MemoryTransport | FaultyTransport:
-        return planned(MemoryTransport(number, session, schema, hub), number, config.faults)
+        return planned(MemoryTransport(number, session, schema, hub, lends=True), number, config.faults)
 
-    agent = build_agent(config, number, folder, session, make_transport)
+    agent = build_agent(config, number, folder, session, make_transport, like)
     assert isinstance(agent.transport, MemoryTransport | FaultyTransport)
     return Running(agent=agent, transport=agent.transport, randomness=agent.start)

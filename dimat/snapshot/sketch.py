@@ -19,6 +19,7 @@ Weinberger et al., «Feature hashing for large scale multitask learning», arXiv
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,11 +63,16 @@ def sketch(
     """
     if size < 1 or size > 1 << 15 or size & (size - 1):
         raise ValueError(f"sketch size {size} is not a power of two from 1 to 32768")
-    stream = np.random.Philox(key=derive_seed(seed, "sketch"))
     # One bincount over 2k bins serves for bucket and sign: the upper half are the entries whose sign is minus.
     totals = np.zeros(2 * size)
-    for values in _chunks(tensors):
-        totals += np.bincount(_bins(stream, len(values), 2 * size), weights=values, minlength=2 * size)
+    stream = None
+    for index, values in enumerate(_chunks(tensors)):
+        if index == 0:
+            bins = _first_bins(seed, len(values), 2 * size)
+        else:
+            stream = stream or _after_first_chunk(seed)
+            bins = _bins(stream, len(values), 2 * size)
+        totals += np.bincount(bins, weights=values, minlength=2 * size)
     return (totals[:size] - totals[size:]).astype("<f4").tobytes()
 
 
@@ -88,6 +94,19 @@ def sketch_distance(a: bytes, b: bytes) -> float:
 
 def _values(data: bytes) -> npt.NDArray[np.float64]:
     return np.frombuffer(data, dtype="<f4").astype(np.float64)
+
+
+# Agents of one process sketch models of one size, twice a round: the bins cost more than the sums.
+@lru_cache(maxsize=2)
+def _first_bins(seed: int, num_entries: int, num_bins: int) -> npt.NDArray[np.intp]:
+    """The bins of the first chunk, which is all of a small model."""
+    return _bins(np.random.Philox(key=derive_seed(seed, "sketch")), num_entries, num_bins)
+
+
+def _after_first_chunk(seed: int) -> np.random.Philox:
+    stream = np.random.Philox(key=derive_seed(seed, "sketch"))
+    stream.random_raw(CHUNK // 4)
+    return stream
 
 
 def _bins(stream: np.random.Philox, num_entries: int, num_bins: int) -> npt.NDArray[np.intp]:

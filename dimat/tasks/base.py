@@ -1,11 +1,18 @@
 """The contract of a task: the model, the data of agent i of n, the loss and the evaluation. What the user brings.
 
 A task object is made for one agent and does not know that other agents exist. The five methods below are required;
-three more are used where a task has them:
+more are used where a task has them:
 
     shared_probe()   like `probe`, but drawn from the union of all shards, as the published DIMAT does
     labels()         how many samples of each class the agent's shard has, after `data`
     num_samples      size of the agent's shard, after `data`
+
+And by a simulation that trains many models as one (`simulation.vectorise`):
+
+    losses(model, batch)    the loss of each sample, of which `loss` is the mean: batches of unequal size can be joined
+    test_batches()          the batches that `evaluate` goes through, the same for all agents
+    score(model, batch)     sums over one of them by name, as tensors without dimensions, for a model in eval mode
+    verdict(scores)         what `evaluate` returns, from the scores of all batches as plain numbers
 """
 
 from __future__ import annotations
@@ -81,6 +88,25 @@ def require_methods(task: object, reference: str) -> None:
         f"required: {', '.join(REQUIRED)}; it has: {', '.join(own) or 'none'}",
         hint="`dimat new NAME` writes a task with every method",
     )
+
+
+def speaks_for(task: object, detail: str, whole: str) -> bool:
+    """Whether method `detail` tells what method `whole` does: it exists, and `whole` was not overridden after it.
+
+    >>> class Task:
+    ...     def loss(self): ...
+    ...     def losses(self): ...
+    >>> class Other(Task):
+    ...     def loss(self): ...
+    >>> speaks_for(Task(), "losses", "loss"), speaks_for(Other(), "losses", "loss")
+    (True, False)
+    """
+    classes = type(task).__mro__
+    where = {
+        name: next((place for place, one in enumerate(classes) if name in vars(one)), len(classes))
+        for name in (detail, whole)
+    }
+    return where[detail] < len(classes) and where[detail] <= where[whole]
 
 
 def model_inputs(batch: Any) -> tuple[Any, ...]:

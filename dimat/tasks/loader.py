@@ -54,10 +54,13 @@ class TensorLoader:
         return max(1, num_full + (rest > 1))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.draw():
+            x = self.x[rows]
+            yield (self.scaling.apply(x) if self.scaling else x), self.y[rows]
+
+    def draw(self) -> list[Tensor]:
+        """Which samples each batch of a new epoch holds: iterating draws the same, and reads them."""
         order = torch.randperm(len(self.x), generator=self.generator)
-        last = len(self) - 1
-        for index in range(last + 1):
-            start = index * self.batch_size
-            chosen = order[start:] if index == last else order[start : start + self.batch_size]
-            x = self.x[chosen]
-            yield (self.scaling.apply(x) if self.scaling else x), self.y[chosen]
+        starts = [index * self.batch_size for index in range(len(self))]
+        ends = [*starts[1:], len(order)]  # the last batch takes what is left
+        return [order[start:end] for start, end in zip(starts, ends, strict=True)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dimat.calibrate.probe import evaluating
 from dimat.errors import TaskError
 from dimat.tasks import partition as dealing
 from dimat.tasks.base import PROBE_LIMIT
@@ -27,7 +29,7 @@ _PROBE_BATCH = 128
 _TEST_BATCH = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # so that a cache can go by which dataset it is
 class Dataset:
     """Samples and labels as read; agents of one process share it and never write to it."""
 
@@ -52,6 +54,13 @@ class Dataset:
     def num_classes(self) -> int:
         """The number of outputs of a classifier."""
         return len(self.class_names)
+
+
+# Each of a thousand agents in one process asks for all shards, to take its own.
+@lru_cache(maxsize=2)
+def _dealt(dataset: Dataset, num_agents: int, partition: Partition, seed: int) -> list[npt.NDArray[np.int64]]:
+    column = dataset.columns.get(partition.column) if partition.column else None
+    return dealing.deal(dataset.y_train.numpy(), num_agents, partition, seed, column)
 
 
 class SupervisedTask(ABC):
@@ -86,9 +95,7 @@ class SupervisedTask(ABC):
         if not 0 <= agent < num_agents:
             raise TaskError(f"agent {agent} is not one of the {num_agents} agents 0 to {num_agents - 1}")
         dataset = self.dataset()
-        labels = dataset.y_train.numpy()
-        column = dataset.columns.get(self._partition.column) if self._partition.column else None
-        shard = dealing.deal(labels, num_agents, self._partition, seed, column)[agent]
+        shard = _dealt(dataset, num_agents, self._partition, seed)[agent]
         chosen = torch.from_numpy(shard)
         loader = TensorLoader(
             dataset.x_train[chosen],
@@ -105,35 +112,44 @@ class SupervisedTask(ABC):
         device = next(model.parameters()).device
         return functional.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
 
+    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The cross-entropy of each sample: `loss` is their mean."""
+        device = next(model.parameters()).device
+        return functional.cross_entropy(model(batch[0].to(device)), batch[1].to(device), reduction="none")
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`accuracy` (share of test samples that are classified rightly) and `loss` (mean cross-entropy)."""
-        num_right, total_loss = 0, 0.0
-        for logits, y in self._judged(model):
-            num_right += int((logits.argmax(1) == y).sum())
-            total_loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        with evaluating(model):
+            scores = [self.score(model, batch) for batch in self.test_batches()]
+        return self.verdict([{name: float(value) for name, value in score.items()} for score in scores])
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and labels that all agents are tested on."""
+        dataset = self.dataset()
+        for start in range(0, len(dataset.y_test), _TEST_BATCH):
+            rows = slice(start, start + _TEST_BATCH)
+            yield dataset.scaling.apply(dataset.x_test[rows]), dataset.y_test[rows]
+
+    def score(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """`right`, how many samples of the batch are classified rightly, and `loss`, the sum of cross-entropies."""
+        device = next(model.parameters()).device
+        logits, y = model(batch[0].to(device)), batch[1].to(device)
+        return {"right": (logits.argmax(1) == y).sum(), "loss": functional.cross_entropy(logits, y, reduction="sum")}
+
+    def verdict(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """What `evaluate` returns, from the sums over all test batches."""
         num_samples = len(self.dataset().y_test)
-        return {"accuracy": num_right / num_samples, "loss": total_loss / num_samples}
+        return {
+            "accuracy": sum(score["right"] for score in scores) / num_samples,
+            "loss": sum(score["loss"] for score in scores) / num_samples,
+        }
 
     def correct(self, model: nn.Module) -> Tensor:
         """Which test samples are classified rightly: (num_samples,) bool, in the order of the data."""
-        return torch.cat([logits.argmax(1) == y for logits, y in self._judged(model)]).cpu()
-
-    def _judged(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and labels of the test samples, batch by batch; leaves the model's modes as they were."""
-        dataset = self.dataset()
         device = next(model.parameters()).device
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            for start in range(0, len(dataset.y_test), _TEST_BATCH):
-                rows = slice(start, start + _TEST_BATCH)
-                x, y = dataset.scaling.apply(dataset.x_test[rows]).to(device), dataset.y_test[rows].to(device)
-                with torch.no_grad():
-                    logits = model(x)
-                yield logits, y
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(model):
+            right = [model(x.to(device)).argmax(1) == y.to(device) for x, y in self.test_batches()]
+        return torch.cat(right).cpu()
 
     def probe(self) -> list[Tensor]:
         """At most 512 samples of this agent's own shard, in equal batches; the same on every call."""

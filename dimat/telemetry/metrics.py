@@ -12,14 +12,16 @@ from dimat.files import write_atomically
 from dimat.messages import Report
 
 
-def append_metrics(path: Path, report: Report) -> None:
+def append_metrics(path: Path, report: Report, time_s: float | None = None) -> None:
     """One flushed line per round, for people and scripts; the coordinator has its own copy.
+
+    `time_s` is the line's time, now where nothing is said.
 
     Raises:
         OSError: the disk refused; the file is as it was.
     """
     row = {
-        "time": time.time(),
+        "time": time.time() if time_s is None else time_s,
         "agent": report.agent,
         "round": report.round,
         **report.metrics,

@@ -75,6 +75,10 @@ def rounds_to_hear(graphs: Sequence[nx.Graph[int]]) -> int:
     >>> rounds_to_hear([nx.path_graph(4)])
     3
     """
+    if len(graphs) == 1:
+        return int(
+            nx.diameter(graphs[0])
+        )  # of a ring of a thousand in a second, where products of matrices take minutes
     steps = [_reads(graph) for graph in graphs]
     worst = 0
     for start in range(len(steps)):

@@ -87,7 +87,7 @@ class Topology:
     @property
     def diameter(self) -> int:
         """Rounds until everyone has heard from everyone; for one graph the longest shortest path."""
-        return rounds_to_hear([self.graph_at(round) for round in self.window()])
+        return _diameter(self)
 
     def tree(self, around: int | None = None) -> tuple[int, dict[int, int]]:
         """The root and the parent by child along which a basis is agreed (`dimat.topology.reading_tree`).
@@ -119,6 +119,12 @@ class Topology:
             "rounds_per_tenfold": None if windows is None else windows * self.period,
             "mixing": self.matrix_at(round).tolist(),
         }
+
+
+@lru_cache(maxsize=64)
+def _diameter(topology: Topology) -> int:
+    """Agents ask for it each round; on a thousand of them it takes a second."""
+    return rounds_to_hear([topology.graph_at(round) for round in topology.window()])
 
 
 def load_topology(

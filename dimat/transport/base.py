@@ -35,9 +35,12 @@ def closed(kind: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What an agent waits for: that `peers` have published, or have acknowledged reading, `kind` of `round`."""
+    """What an agent waits for: that `peers` have published, or have acknowledged reading, `kind` of `round`.
 
-    what: Literal["published", "acknowledged"]
+    `hosted` waits for no peer, but for whoever runs many agents in one process: it has work of this agent's to do.
+    """
+
+    what: Literal["published", "acknowledged", "hosted"]
     peers: tuple[int, ...]
     kind: str
     round: int

@@ -25,6 +25,8 @@ class MemoryHub:
 
     def __init__(self) -> None:
         self.changes = Changes()
+        self.on_read: Callable[[int, int, str, int], None] = self.acknowledge
+        """Called when a reader has what it fetched (reader, publisher, kind, round); may put acknowledging off."""
         self._doors: dict[int, MemoryTransport] = {}
         self._lock = threading.Lock()
 
@@ -41,6 +43,12 @@ class MemoryHub:
                 del self._doors[agent]
         self.changes.bump()
 
+    def acknowledge(self, reader: int, publisher: int, kind: str, round_: int) -> None:
+        """Let `publisher` know that `reader` has read a round, unless it has left."""
+        door = self.find(publisher)
+        if door is not None:
+            door.store.acknowledge(reader, kind, round_)
+
     def find(self, agent: int) -> MemoryTransport | None:
         """The door of `agent`, or None when it is not there."""
         with self._lock:
@@ -49,6 +57,9 @@ class MemoryHub:
 
 class MemoryTransport:
     """One agent's door to the others of its process; implements `dimat.transport.base.Transport`.
+
+    With `lends`, what is fetched is checked in the same way and then read where its publisher keeps it: it is frozen,
+    and a thousand agents need no buffers. Readers must not write to it.
 
     >>> from dimat.messages import Header, Tensor, TensorSpec, digest
     >>> from dimat.transport.base import Buffer
@@ -63,8 +74,9 @@ class MemoryTransport:
     b'abc'
     """
 
-    def __init__(self, agent: int, session: str, schema: Schema, hub: MemoryHub) -> None:
+    def __init__(self, agent: int, session: str, schema: Schema, hub: MemoryHub, *, lends: bool = False) -> None:
         self._agent = agent
+        self._lends = lends
         self._session = session
         self._schema = schema
         self._hub = hub
@@ -143,6 +155,10 @@ class MemoryTransport:
             payload = store.get(fetch.kind, fetch.round)
             specs = tuple(tensor.spec for tensor in payload.tensors)
             receiver.announce(payload.header, specs, tuple(tensor.checksum for tensor in payload.tensors))
+            if self._lends:
+                receiver.check(payload)
+                self._hub.on_read(self._agent, fetch.peer, fetch.kind, payload.header.round)
+                return payload
             for _, parts in pieces(payload, 0, PIECE_BYTES):
                 if time.monotonic() > deadline:
                     raise PeerUnavailable(f"agent {fetch.peer}'s {fetch.kind!r} was not read before the deadline")
@@ -151,7 +167,7 @@ class MemoryTransport:
             received = receiver.finish()
         except TransportError as error:
             return error
-        store.acknowledge(self._agent, fetch.kind, received.header.round)
+        self._hub.on_read(self._agent, fetch.peer, fetch.kind, received.header.round)
         return received
 
     def _find(self, peer: int) -> MemoryTransport:

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from dimat.errors import PayloadError
-from dimat.messages import ITEM_SIZES, Header, Payload, Schema, Tensor, TensorSpec
+from dimat.messages import ITEM_SIZES, Header, Payload, Schema, Tensor, TensorSpec, digest
 from dimat.transport.base import Fetch
 
 INFINITY_BITS = {"float64": 0x7FF0 << 48, "float32": 0x7F80 << 16, "float16": 0x7C00, "bfloat16": 0x7F80}
@@ -144,6 +144,21 @@ class Receiver:
                 self._close_tensor()
                 self._next_tensor()
 
+    def check(self, payload: Payload) -> None:
+        """Check tensors that are read where they lie, as `take` checks what comes in; `announce` was called.
+
+        Raises:
+            PayloadError: a tensor has a wrong size or digest, or holds NaN or Inf.
+        """
+        for tensor in payload.tensors:
+            name, spec = repr(tensor.spec.name), tensor.spec
+            if len(tensor.data) != spec.num_bytes:
+                raise self._error(f"holds {len(tensor.data)} bytes in tensor {name}, {spec.num_bytes} were announced")
+            if not valid_entries(tensor.data, spec.dtype):
+                raise self._error(f"holds {_invalid(spec)} in tensor {name}")
+            if digest(tensor.data) != tensor.checksum:
+                raise self._error(f"has a wrong digest in tensor {name}: its bytes changed on the way")
+
     def finish(self) -> Payload:
         """The payload, once the stream has ended; its tensors are views into the reader's buffer.
 
@@ -203,12 +218,16 @@ class _Incoming:
         self._filled = end
         aligned = end - end % ITEM_SIZES[self.spec.dtype]  # an entry may be cut in two by the end of a piece
         if not valid_entries(self.view[self._checked : aligned], self.spec.dtype):
-            self.invalid = "neither 0 nor 1" if self.spec.dtype == "bool" else "NaN or Inf"
+            self.invalid = _invalid(self.spec)
         self._checked = aligned
         return taken
 
     def digest(self) -> bytes:
         return bytes(self._hash.digest())
+
+
+def _invalid(spec: TensorSpec) -> str:
+    return "neither 0 nor 1" if spec.dtype == "bool" else "NaN or Inf"
 
 
 assert sys.byteorder == "little", "tensors travel as little-endian bytes and are used in place"

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
         ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),
         ("staleness.py", "used again"),
+        ("simulation.py", "12 agents of 60 samples"),
         ("straggler.py", "one agent 10 times slower"),
         ("partition.py", "holds  at the undisturbed level within 5 rounds after healing"),
         ("soak.py", "KB a round"),

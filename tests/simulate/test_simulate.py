@@ -244,6 +244,39 @@ def test_as_many_checkpoints_are_kept_as_agents_can_be_apart(tmp_path: Path) -> 
     assert rounds_held(folder / "checkpoints" / "0") == [4, 5, 6, 7, 8, 9]
 
 
+def test_fewer_checkpoints_are_kept_where_the_graph_asks_for_very_many(tmp_path: Path) -> None:
+    """A ring of twenty has a diameter of ten; in one process nobody is ten rounds ahead."""
+    settings = ["agents=20", "topology.graph=ring", "rounds=11", "merge.align=none", "task.model.hidden=[2]"]
+    folder = run(small(*settings), tmp_path / "run")
+    for agent in (0, 11, 19):
+        held = rounds_held(folder / "checkpoints" / str(agent))
+        assert len(held) in (8, 9)
+        assert held[-1] == 11
+
+
+def test_checkpoints_of_every_third_round_are_enough_to_go_on_from(tmp_path: Path) -> None:
+    settings = ["rounds=8", "simulation.checkpoint_every=3"]
+    whole = run(small(*settings), tmp_path / "whole")
+    assert rounds_held(whole / "checkpoints" / "0") == [3, 6, 8]
+    assert bits(whole, 8) == bits(run(small("rounds=8"), tmp_path / "every"), 8)
+
+    def stop(view: View) -> None:
+        if view.newest is not None and view.newest.round == 5:
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted):
+        run(small(*settings), tmp_path / "halves", stop)
+    assert rounds_held(tmp_path / "halves" / "checkpoints" / "0") == [3]
+    assert bits(run(small(*settings), tmp_path / "halves"), 8) == bits(whole, 8)
+
+
+def test_a_run_that_ends_early_leaves_a_checkpoint_of_its_last_round(tmp_path: Path) -> None:
+    folder = run(small("rounds=40", "stop.target_accuracy=0.2", "simulation.checkpoint_every=30"), tmp_path / "run")
+    last = max(round for _, round in reports(folder))
+    assert last < 30
+    assert {tuple(rounds_held(folder / "checkpoints" / str(agent))) for agent in range(4)} == {(last,)}
+
+
 def test_the_final_merge_comes_whatever_the_period(tmp_path: Path) -> None:
     told = reports(run(small("merge.final=complete", "merge.every=3", "merge.calibrate=none"), tmp_path / "run"))
     assert [bool(told[0, round].weights) for round in (1, 2, 3, 4)] == [False, False, True, True]
