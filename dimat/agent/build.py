@@ -142,6 +142,7 @@ def build_agent(
         transport=make_transport(schema),
         start=capture(loader),
         spare=spare,
+        basis=config.basis,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
         basis_settled=config.init == "same"
         or algorithm is not None
