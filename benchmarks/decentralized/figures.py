@@ -60,8 +60,8 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
 
     down = list(dict.fromkeys(row for row, _ in panels))
     across = sorted({column for _, column in panels}, key=list(PARTITIONS).index)
-    # A single panel would be a stamp: it gets the width of two.
-    figure = Figure(figsize=(max(4.6, 2.5 * len(across) + 0.5), 2.2 * len(down) + 0.9))
+    width = max(7.0, 2.5 * len(across) + 0.5)  # the title and the legend need seven inches
+    figure = Figure(figsize=(width, 2.2 * len(down) + 0.9))
     figure.suptitle(f"{title}: accuracy against {SPENT[spent]}", x=0.012, ha="left", fontsize=10, fontweight="bold")
     grid = figure.subplots(len(down), len(across), squeeze=False, sharey=True)
     labelled: dict[str, Any] = {}
@@ -77,7 +77,9 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
         axes.tick_params(labelsize=8, labelleft=alone)
         if spent == "bytes":
             _byte_axis(axes, methods)
-    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(6, len(labelled)))
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(int(width / 1.4), len(labelled))
+    )
     return _png(figure)
 
 
