@@ -9,7 +9,7 @@ from itertools import product
 from benchmarks.decentralized.cells import Cell, Setting
 from benchmarks.decentralized.methods import METHODS
 
-LOCAL = ("wa", "wm", "dimat_local", "dimat")
+LOCAL = ("wa", "wa_own", "wm", "dimat_local", "dimat")
 """Methods that merge once a round and see no data but their own."""
 GRADIENT = tuple(name for name, method in METHODS.items() if method.gradient)
 
@@ -95,7 +95,7 @@ def paper() -> tuple[Group, ...]:
     return (
         Group(cifar, ("wa", "dsgd", "dimat_shared", "dimat"), 2),
         Group(har, LOCAL, 3),
-        Group(cifar, ("wm", "dimat_local"), 2),
+        Group(cifar, ("wa_own", "wm", "dimat_local"), 2),
         Group(vgg, ("wa", "dimat_shared", "dimat"), 1),
     )
 
