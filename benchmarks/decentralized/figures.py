@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SPENT = {"round": "rounds", "bytes": "megabytes received by all agents", "seconds": "seconds of one agent"}
 COLORS: Mapping[str, str] = {
-    "dimat": "#0072B2", "wa": "#D55E00", "wa_own": "#F0A070", "wm": "#009E73", "dimat_local": "#CC79A7", "dimat_shared": "#E69F00",
+    "dimat": "#0072B2", "wa": "#D55E00", "wa_own": "#F0A070", "wm": "#009E73", "dimat_local": "#CC79A7",
+    "dimat_shared": "#E69F00",
     "dsgd": "#000000", "cdmsgd": "#888888", "sgp": "#7A4A10", "cga": "#56B4E9", "swarm": "#6A3FB5", "choco": "#A8B400",
 }  # fmt: skip
 _COLORS_OF_A_PNG = 256
