@@ -32,7 +32,7 @@ class Process:
 def test_who_came_back_after_the_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It waits for a coordinator that is gone; without an end to that the command would last as long as its patience."""
+    """It waits for a coordinator that is gone; the command would last as long as its patience."""
     monkeypatch.setattr(local, "LATE_S", 0.3)
     run = LocalRun(load_config(None, ["agents=2"]), tmp_path, "per-agent", lambda view: None, lock=0)
     parts: dict[str, Any] = {
