@@ -183,8 +183,8 @@ class MergeConfig(Part):
     """Merge in every n-th round: the period of schedule `period`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """In which rounds."""
-    optimizer_state: Literal["keep", "reset"] = "keep"
-    """Momentum over a merge."""
+    optimizer_state: Literal["keep", "reset"] = "reset"
+    """Momentum (Adam's moments) over a merge. It points where the agent's own samples led its own model."""
     final: Literal["none", "complete"] = "none"
     """complete: one merge over the complete graph at the end."""
     checks: ChecksConfig = ChecksConfig()

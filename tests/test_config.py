@@ -99,7 +99,7 @@ def test_the_documented_config_is_the_default() -> None:
         train: {epochs: 2, batch_size: 32, optimizer: sgd, lr: 0.05, momentum: 0.9, lr_schedule: cosine}
         topology: {graph: ring, mixing: metropolis}
         merge: {method: mean, align: activations, basis: auto, probe: local, calibrate: neighbourhood, every: 1,
-                optimizer_state: keep, final: none}
+                optimizer_state: reset, final: none}
         exchange: {mode: sync, timeout_s: 60, encoding: float32}
         stop: {target_accuracy: null, patience: null}
         launch: {ranks_per_agent: 1, max_restarts: 0}

@@ -20,21 +20,30 @@ class Method:
     """Whether agents exchange at every training step instead of once a round."""
 
 
+FRESH = ("merge.optimizer_state=reset",)
+"""As published: DIMAT's code makes a new optimiser after each merge, for its own method and for averaging."""
 METHODS: Mapping[str, Method] = {
-    "wa": Method(("merge.align=none", "merge.calibrate=none"), "plain weighted averaging of all tensors"),
+    "wa": Method(("merge.align=none", "merge.calibrate=none", *FRESH), "plain weighted averaging of all tensors"),
     "wa_own": Method(
-        ("merge.align=none", "merge.calibrate=batchnorm"),
+        ("merge.align=none", "merge.calibrate=batchnorm", *FRESH),
         "the same, recalibrated on own samples",
     ),
     "wm": Method(
-        ("merge.align=weights", "merge.basis=each_round", "merge.calibrate=batchnorm"), "weight matching in each round"
+        ("merge.align=weights", "merge.basis=each_round", "merge.calibrate=batchnorm", *FRESH),
+        "weight matching in each round",
     ),
     "dimat_local": Method(
-        ("merge.align=activations", "merge.basis=each_round", "merge.probe=local", "merge.calibrate=batchnorm"),
+        ("merge.align=activations", "merge.basis=each_round", "merge.probe=local", "merge.calibrate=batchnorm", *FRESH),
         "DIMAT as published, but with each agent's own samples as probe",
     ),
     "dimat_shared": Method(
-        ("merge.align=activations", "merge.basis=each_round", "merge.probe=shared", "merge.calibrate=batchnorm"),
+        (
+            "merge.align=activations",
+            "merge.basis=each_round",
+            "merge.probe=shared",
+            "merge.calibrate=batchnorm",
+            *FRESH,
+        ),
         "DIMAT as published: the probe is drawn from everybody's data",
     ),
     "dimat": Method((), "dimat's default settings"),

@@ -48,6 +48,7 @@ class Coordinator:
         lease_s: seconds of silence after which an agent counts as lost; None for the config's `membership.lease_s`.
         tick_s: how often `tick` is called. Where nothing was done for much longer, this process itself stood still and
             could hear nobody: that time counts for no lease. None where the caller ticks when it likes.
+        members_stop: whether an agent's wish to stop is everybody's; see `Options`.
         clock: seconds that only grow, for leases. A clock that stands still means that nobody is ever late.
         wall_clock: seconds since the epoch, for events.
     """
@@ -60,10 +61,11 @@ class Coordinator:
         *,
         lease_s: float | None = None,
         tick_s: float | None = None,
+        members_stop: bool = True,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.options = Options.of(config, diameter, lease_s=lease_s)
+        self.options = replace(Options.of(config, diameter, lease_s=lease_s), members_stop=members_stop)
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock

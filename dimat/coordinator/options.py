@@ -20,6 +20,8 @@ class Options:
         lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
         num_founders: how many the run begins with, ids from 0; None for all. Nobody waits for the others.
         most_behind: rounds that one who came back may be behind when it is taken into the graph again.
+        members_stop: whether an agent that was asked to stop (Ctrl-C, torchrun) stops the whole run. Else it leaves in
+            order and the others go on: where callers prove who they are, the run is the coordinator's owner's to stop.
         linear: whether a merge is the plain weighted sum of the models as sketched, so that sketches predict it.
         blow_up_factor: a training loss this many times the best mean so far is a blow-up ...
         blow_up_floor: ... when it is also above this and above the first round's mean.
@@ -33,6 +35,7 @@ class Options:
     lease_s: float = 15.0
     num_founders: int | None = None
     most_behind: int = 1
+    members_stop: bool = True
     linear: bool = True
     blow_up_factor: float = 10.0
     blow_up_floor: float = 10.0

@@ -102,7 +102,12 @@ def on_beat(now: float, run: Run, beat: Heartbeat, options: Options) -> Step:
             notes.append(Note("failed", f"agent {beat.agent} failed: {beat.error}", after.round, beat.agent))
     stepped = run, tuple(notes)
     if beat.wants_stop and membership.is_of(after, beat.session):
-        stepped = _then(notes, on_stop(run, f"agent {beat.agent} was asked to stop", options))
+        reason = f"agent {beat.agent} was asked to stop"
+        if options.members_stop:
+            stepped = _then(notes, on_stop(run, reason, options))
+        elif after.state == "running" and not after.draining:
+            run = replace(run, group=run.group.with_seat(replace(after, draining=True)))
+            stepped = run, (*notes, Note("drain", f"{reason}: it leaves, the others go on", agent=beat.agent))
     return _then(stepped[1], advance(now, stepped[0], options))
 
 
@@ -280,7 +285,10 @@ def _end(now: float, run: Run, options: Options) -> Step:
         return replace(run, outcome=None), ()
     done = [max(seat.round, seat.at) for seat in run.group.in_state("done")]
     errors = "; ".join(f"agent {seat.agent}: {seat.error or 'silent'}" for seat in run.group.in_state("failed", "lost"))
-    ended = outcome(run.stop, run.summaries, max(done, default=-1), errors, options)
+    stop = run.stop
+    if stop is None and done and all(seat.draining for seat in run.group.in_state("done")) and max(done) < last_round:
+        stop = Stop("interrupted", max(done), max(done), "all agents were asked to leave")
+    ended = outcome(stop, run.summaries, max(done, default=-1), errors, options)
     notes = (Note("ended", ended.reason, ended.round),) if ended != run.outcome else ()
     return replace(run, outcome=ended, reason=ended.reason), notes
 

@@ -75,7 +75,7 @@ def run_coordinator(
     """
     signals = Signals()
     with signals.listen(), Store.open(run_folder) as store:
-        coordinator = _take_up(config, diameter, store, lease_s)
+        coordinator = _take_up(config, diameter, store, lease_s, members_stop=credentials is None)
         limits = Limits(config.security.max_calls_per_s, config.security.max_calls, config.num_seats)
         settings = {"advertise": advertise, "insecure": insecure, "credentials": credentials, "limits": limits}
         server, address = _listen(coordinator, store, host, port, settings)
@@ -89,7 +89,9 @@ def run_coordinator(
             server.close()
 
 
-def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float | None) -> Coordinator:
+def _take_up(
+    config: RunConfig, diameter: int, store: Store, lease_s: float | None, *, members_stop: bool
+) -> Coordinator:
     """A coordinator for the store, which must be empty or of the same config."""
     found = store.meta("config")
     if found not in (None, config.digest):
@@ -97,7 +99,7 @@ def _take_up(config: RunConfig, diameter: int, store: Store, lease_s: float | No
             f"{str(store.path)!r} belongs to a run of another config (digest {found}, here {config.digest})",
             hint="name another folder with --out",
         )
-    coordinator = Coordinator(config, diameter, store, lease_s=lease_s, tick_s=TICK_S)
+    coordinator = Coordinator(config, diameter, store, lease_s=lease_s, tick_s=TICK_S, members_stop=members_stop)
     if found is None:
         coordinator.remember("config", config.digest)
     else:

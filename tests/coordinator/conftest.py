@@ -29,6 +29,7 @@ class Stage:
         self.folder = folder
         self.agents = agents
         self.now = 1000.0
+        self.members_stop = True
         self.tick_s: float | None = None
         """None: time passes in leaps here, and all of it counts."""
         membership = MembershipConfig(elastic=num_seats is not None, max_agents=num_seats)
@@ -46,6 +47,7 @@ class Stage:
             store,
             lease_s=LEASE_S,
             tick_s=self.tick_s,
+            members_stop=self.members_stop,
             clock=lambda: self.now,
             wall_clock=lambda: self.now,
         )

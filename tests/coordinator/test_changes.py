@@ -148,6 +148,42 @@ def test_an_agent_that_is_asked_to_leave_knows_its_last_round_and_so_do_the_othe
     assert run.coordinator.outcome.kind == "rounds"
 
 
+def test_where_callers_prove_who_they_are_an_agents_wish_to_stop_is_its_own(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.members_stop = False
+    run.crash()
+    run.join_all()
+    run.report_all(1)
+    assert run.beat(1, 2, wants_stop=True).stop_after == 2
+    run.beat(1, 2, wants_stop=True)
+    others = run.beat(0, 2)
+    assert (others.stop_after, others.changes[-1].away) == (None, (1,))
+    assert run.kinds().count("drain") == 1
+    run.report_all(2)
+    run.beat(1, 2, done=True)
+    for round in range(3, 11):
+        run.report(0, round)
+        run.report(2, round)
+    run.beat(0, 10, done=True)
+    run.beat(2, 10, done=True)
+    run.pass_time(LEASE_S + 1)
+    assert run.coordinator.outcome.exit_code == 0
+
+
+def test_and_when_all_of_them_want_to_stop_the_run_is_over(stage: Callable[..., Any]) -> None:
+    run = stage(agents=3)
+    run.members_stop = False
+    run.crash()
+    run.join_all()
+    run.report_all(1)
+    last = [run.beat(agent, 2, wants_stop=True).stop_after for agent in range(3)]
+    assert last == [2, 2, 2]
+    run.report_all(2)
+    run.leave_all(2)
+    assert run.coordinator.outcome is not None
+    assert run.coordinator.outcome.exit_code == 130
+
+
 def test_one_that_was_asked_to_leave_may_come_back(stage: Callable[..., Any]) -> None:
     run = stage(agents=3)
     run.join_all()

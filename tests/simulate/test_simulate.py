@@ -158,7 +158,7 @@ def test_every_kind_of_graph_carries_a_run(tmp_path: Path, graph: str) -> None:
 
 
 def test_resetting_the_optimiser_makes_a_difference(tmp_path: Path) -> None:
-    keep = run(small(), tmp_path / "keep")
+    keep = run(small("merge.optimizer_state=keep"), tmp_path / "keep")
     reset = run(small("merge.optimizer_state=reset"), tmp_path / "reset")
     assert bits(keep) != bits(reset)
 

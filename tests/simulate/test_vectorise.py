@@ -113,7 +113,7 @@ def test_a_run_that_is_vectorised_and_stopped_goes_on_to_the_same_bits(tmp_path:
 
 
 def test_unequal_steps_of_adam_are_each_agents_own(tmp_path: Path) -> None:
-    config = small("train.optimizer=adam", "simulation.vectorise=on", "rounds=1")
+    config = small("train.optimizer=adam", "merge.optimizer_state=keep", "simulation.vectorise=on", "rounds=1")
     steps = {int(state["0.step"]) for state in states(run(config, tmp_path / "run"), config)}
     assert len(steps) > 1
 
