@@ -1,0 +1,85 @@
+"""How many steps a round has, and that nobody runs away from those who read it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from least_squares import config_of, reports
+
+from dimat.agent.algorithms.exchange import let_all_read
+from dimat.agent.algorithms.rounds import NUM_STEPS, endless, steps_a_round
+from dimat.agent.deadline import Limits
+from dimat.config import load_config
+from dimat.coordinator.options import Options
+from dimat.errors import ConfigError, TaskError
+from dimat.runfolder import prepare
+from dimat.simulate import simulate
+from dimat.transport.base import Wait
+
+RING = """
+from networkx import DiGraph
+
+def one_way(n, *, round=0, seed=0):
+    return DiGraph([(j, (j + 1) % n) for j in range(n)])
+"""
+
+
+def agent(*settings: str, shard: int = 0, remembered: int | None = None) -> Any:
+    config = load_config(None, ["algorithm=dsgd", "train.epochs=2", "train.batch_size=32", *settings])
+    state = {} if remembered is None else {NUM_STEPS: torch.tensor(remembered)}
+    return SimpleNamespace(config=config, remembered=state, largest_shard=shard)
+
+
+def test_a_round_is_as_long_as_the_largest_shard_needs() -> None:
+    assert steps_a_round(agent(shard=320)) == 20
+    assert steps_a_round(agent(shard=321)) == 22
+    assert steps_a_round(agent("algorithm.steps=7", shard=321)) == 7
+
+
+def test_who_comes_back_counts_as_it_did_whatever_it_hears() -> None:
+    assert steps_a_round(agent(shard=64, remembered=22)) == 22
+
+
+def test_a_task_that_does_not_tell_its_size_needs_a_number() -> None:
+    with pytest.raises(ConfigError, match="does not tell how many samples"):
+        steps_a_round(agent())
+
+
+def test_an_empty_loader_does_not_go_on_for_ever() -> None:
+    with pytest.raises(TaskError, match="no batch"):
+        next(endless([]))
+    batches = endless([1, 2])
+    assert [next(batches) for _ in range(5)] == [1, 2, 1, 2, 1]
+
+
+def test_one_that_is_read_by_a_slow_agent_waits_for_it(tmp_path: Path) -> None:
+    """On a ring with one direction the slow one's source hears of it only the long way round; two exchanges are kept."""
+    (tmp_path / "graph.py").write_text(RING)
+    settings = ["algorithm=sgp", f"topology.graph={tmp_path / 'graph.py'}:one_way", "algorithm.steps=6", "rounds=2"]
+    ends = []
+    for pace in ({}, {1: 7}):
+        config = config_of(*settings)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        simulate(config, prepare(config, tmp_path / "run"), pace=pace)
+        assert not any(report.missing for report in reports(tmp_path / "run").values())
+        ends.append([(tmp_path / f"run/checkpoints/{a}/2.safetensors").read_bytes() for a in range(4)])
+    assert ends[0] == ends[1]
+
+
+def test_at_the_end_what_is_owed_is_served_until_it_was_read() -> None:
+    owed = {"step": {8: (1, 2), 9: (1,)}, "gradient:3": {10: (3,)}}
+    done: Any = SimpleNamespace(owed=owed, limits=Limits(ceiling_s=12.0))
+    assert list(let_all_read(done)) == [
+        Wait("acknowledged", (3,), "gradient:3", 10, 12.0),
+        Wait("acknowledged", (1, 2), "step", 8, 12.0),
+        Wait("acknowledged", (1,), "step", 9, 12.0),
+    ]
+    assert not any(owed.values())
+
+
+def test_no_contraction_is_predicted_where_a_step_descends_and_mixes_in_one() -> None:
+    assert Options.of(load_config(None), diameter=2).linear
+    assert not Options.of(load_config(None, ["algorithm=dsgd"]), diameter=2).linear
