@@ -56,7 +56,7 @@ def test_an_empty_loader_does_not_go_on_for_ever() -> None:
 
 
 def test_one_that_is_read_by_a_slow_agent_waits_for_it(tmp_path: Path) -> None:
-    """On a ring with one direction the slow one's source hears of it only the long way round; two exchanges are kept."""
+    """On a one-way ring the source of the slow one hears of it only the long way round, and two exchanges are kept."""
     (tmp_path / "graph.py").write_text(RING)
     settings = ["algorithm=sgp", f"topology.graph={tmp_path / 'graph.py'}:one_way", "algorithm.steps=6", "rounds=2"]
     ends = []
