@@ -430,6 +430,7 @@ class RunConfig(Part):
         refused = {
             "exchange.mode": ("async", self.exchange.mode == "async", "its steps go in step"),
             "membership.elastic": (True, self.membership.elastic, "all must know from the start how many steps to do"),
+            "simulation.vectorise": ("on", self.simulation.vectorise == "on", "single steps are not stacked"),
             "launch.ranks_per_agent": (
                 self.launch.ranks_per_agent, self.launch.ranks_per_agent > 1, "an agent steps as one process"
             ),

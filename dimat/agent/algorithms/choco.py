@@ -36,6 +36,7 @@ from dimat.agent.algorithms.mixing import local_step, mix
 from dimat.agent.algorithms.swarm import refuse_directed
 from dimat.agent.algorithms.topk import add, compress, empty
 from dimat.agent.gather import Gathered, realised_row
+from dimat.agent.host import fetch
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
 from dimat.errors import ConfigError, PayloadError, TransportError
@@ -95,7 +96,7 @@ class Choco(Algorithm):
         """Descend; tell the largest changes; step towards the copies."""
         agent, clock = exchange.agent, exchange.clock
         with clock("train"):
-            loss = local_step(agent, batch)
+            loss = yield from local_step(agent, batch)
         mine = parameters_of(agent.model)
         with clock("fold"):
             own = {name: copy.clone() for name, copy in copy_in(state, agent.id, mine).items()}
@@ -153,10 +154,9 @@ class Choco(Algorithm):
             TransportError: it did not come, or is another one than the neighbour's header said.
         """
         agent = exchange.agent
-        yield from ()
         with exchange.clock("gather"):
-            fetch = agent.fetch_from(peer, COPY, exchange.number)
-            answer = agent.transport.gather((fetch,), agent.config.exchange.timeout_s)[peer]
+            wanted = (agent.fetch_from(peer, COPY, exchange.number),)
+            answer = (yield from fetch(agent, wanted, agent.config.exchange.timeout_s))[peer]
         if isinstance(answer, TransportError):
             raise answer
         exchange.tally.received({peer: answer.num_bytes})

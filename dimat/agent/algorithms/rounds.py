@@ -15,7 +15,7 @@ What the report calls «before» is the agent as its last exchange found it; wei
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch
 from dimat.agent.algorithms.api import State
 from dimat.agent.algorithms.exchange import Exchange, Tally
 from dimat.agent.algorithms.mixing import local_step
+from dimat.agent.host import evaluate
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -48,7 +49,7 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
     agent.model.train()
     batches = endless(agent.loader)
     losses: list[torch.Tensor] = []
-    before: dict[str, float] = {}
+    before: Mapping[str, float] = {}
     sketch_before, made = b"", 0
     for step in range(num_steps):
         epoch = epoch_of(step, num_steps, config.train.epochs)
@@ -65,11 +66,11 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
         last = step == num_steps - 1
         if not last and (step + 1) % algorithm.local_steps:
             with clock("train"):
-                losses.append(local_step(agent, batch))
+                losses.append((yield from local_step(agent, batch)))
             continue
         if last:
             with clock("evaluate"):
-                before = agent.task.evaluate(agent.model)
+                before = yield from evaluate(agent)
             with clock("sketch"):
                 sketch_before = sketch(parameters_of(agent.model), seed=config.seed)
         made += 1
@@ -81,7 +82,7 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
     with clock("publish"):
         agent.publish("snapshot", number)  # for an agent that comes back later, and needs a model to go on from
     with clock("evaluate"):
-        after = agent.task.evaluate(agent.model)
+        after = yield from evaluate(agent)
     with clock("sketch"):
         sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
     metrics = {

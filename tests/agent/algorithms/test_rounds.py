@@ -83,3 +83,19 @@ def test_at_the_end_what_is_owed_is_served_until_it_was_read() -> None:
 def test_no_contraction_is_predicted_where_a_step_descends_and_mixes_in_one() -> None:
     assert Options.of(load_config(None), diameter=2).linear
     assert not Options.of(load_config(None, ["algorithm=dsgd"]), diameter=2).linear
+
+
+def test_on_a_virtual_clock_steps_and_exchanges_last_as_long_as_the_config_says(tmp_path: Path) -> None:
+    """Four steps of six samples at 0.1 s, and as many exchanges of a second each, one after the other; cga finds one
+    gradient for itself and one for each of two neighbours, and then fetches a second time."""
+    clock = ["simulation.compute_s_per_sample=0.1", "simulation.latency_s=1", "algorithm.steps=4", "rounds=1"]
+    for name, train_s, gather_s in (("dsgd", 4 * 0.6, 4.0), ("cga", 3 * 4 * 0.6, 8.0)):
+        config = config_of(f"algorithm={name}", *clock)
+        simulate(config, prepare(config, tmp_path / name))
+        for report in reports(tmp_path / name).values():
+            assert report.seconds["train"] == pytest.approx(train_s)
+            assert report.seconds["gather"] == pytest.approx(gather_s)
+        plain = config_of(f"algorithm={name}", *clock[2:])
+        simulate(plain, prepare(plain, tmp_path / f"{name}-plain"))
+        ends = [(tmp_path / run / "checkpoints/2/1.safetensors").read_bytes() for run in (name, f"{name}-plain")]
+        assert ends[0] == ends[1], "time changes nothing else"
