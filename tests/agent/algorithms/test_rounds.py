@@ -5,9 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from least_squares import config_of, reports
+from least_squares import config_of, held, reports
 
 from dimat.agent.algorithms.exchange import let_all_read
 from dimat.agent.algorithms.rounds import NUM_STEPS, endless, steps_a_round
@@ -67,6 +68,24 @@ def test_one_that_is_read_by_a_slow_agent_waits_for_it(tmp_path: Path) -> None:
         assert not any(report.missing for report in reports(tmp_path / "run").values())
         ends.append([(tmp_path / f"run/checkpoints/{a}/2.safetensors").read_bytes() for a in range(4)])
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    "settings", [["algorithm=dsgd"], ["algorithm=cga"], ["algorithm=sgp", "topology.graph=exponential"]]
+)
+def test_a_final_average_of_all_comes_after_the_last_step(settings: list[str], tmp_path: Path) -> None:
+    ends = []
+    for final in ("none", "complete"):
+        config = config_of(*settings, "train.momentum=0", "rounds=2", "algorithm.steps=3", f"merge.final={final}")
+        simulate(config, prepare(config, tmp_path / final))
+        ends.append(held(tmp_path / final, config)[1])
+        told = reports(tmp_path / final)
+        assert not any(report.missing for report in told.values())
+    np.testing.assert_allclose(ends[1], np.tile(ends[0].mean(axis=0), (4, 1)), atol=1e-12)
+    assert np.ptp(ends[0], axis=0).max() > 1e-3
+    assert all(set(told[agent, 2].weights) == {0, 1, 2, 3} for agent in range(4))
+    before = np.stack([np.frombuffer(told[agent, 2].sketch_before, "<f4") for agent in range(4)])
+    assert np.ptp(before, axis=0).max() > 1e-3, "before is before the average"
 
 
 def test_at_the_end_what_is_owed_is_served_until_it_was_read() -> None:
