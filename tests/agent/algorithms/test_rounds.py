@@ -12,7 +12,9 @@ from least_squares import config_of, held, reports
 
 from dimat.agent.algorithms.exchange import let_all_read
 from dimat.agent.algorithms.rounds import NUM_STEPS, endless, steps_a_round
-from dimat.agent.deadline import Limits
+from dimat.agent.deadline import Limits, Past
+from dimat.agent.status import Status
+from dimat.agent.waiting import remember
 from dimat.config import load_config
 from dimat.coordinator.options import Options
 from dimat.errors import ConfigError, TaskError
@@ -118,3 +120,10 @@ def test_on_a_virtual_clock_steps_and_exchanges_last_as_long_as_the_config_says(
         simulate(plain, prepare(plain, tmp_path / f"{name}-plain"))
         ends = [(tmp_path / run / "checkpoints/2/1.safetensors").read_bytes() for run in (name, f"{name}-plain")]
         assert ends[0] == ends[1], "time changes nothing else"
+
+
+def test_the_log_tells_the_round_and_the_exchange(caplog: pytest.LogCaptureFixture) -> None:
+    late: Any = SimpleNamespace(id=0, algorithm=object(), status=Status(round=3), past=Past())
+    remember(late, Wait("published", (1,), "step", 17, 0.5), frozenset(), {}, 0.6)
+    assert caplog.messages == ["agent 0: round 3: step 17: agent 1 has not published it by its deadline of 0.5 s"]
+    assert late.past.expiries == {("published", 1): 1}, "and the next deadline for it is shorter"
