@@ -421,7 +421,8 @@ class RunConfig(Part):
     def _fits_an_algorithm(self) -> None:
         """What belongs to `merge` alone is refused beside another algorithm, not ignored."""
         name, defaults = self.algorithm.name, MergeConfig()
-        changed = [key for key in MergeConfig.model_fields if getattr(self.merge, key) != getattr(defaults, key)]
+        keys = [key for key in MergeConfig.model_fields if key != "final"]
+        changed = [key for key in keys if getattr(self.merge, key) != getattr(defaults, key)]
         if changed:
             raise ValueError(
                 f"merge.{changed[0]} belongs to algorithm 'merge', and algorithm is {name!r}, "
@@ -430,6 +431,7 @@ class RunConfig(Part):
         refused = {
             "exchange.mode": ("async", self.exchange.mode == "async", "its steps go in step"),
             "membership.elastic": (True, self.membership.elastic, "all must know from the start how many steps to do"),
+            "simulation.vectorise": ("on", self.simulation.vectorise == "on", "single steps are not stacked"),
             "launch.ranks_per_agent": (
                 self.launch.ranks_per_agent, self.launch.ranks_per_agent > 1, "an agent steps as one process"
             ),

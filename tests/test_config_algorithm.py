@@ -49,6 +49,7 @@ def test_dsgd_resolves_to_no_momentum_and_the_others_to_the_default() -> None:
         (["algorithm=sgp", "merge.gate.margin=0.1"], "merge.gate belongs to algorithm 'merge'"),
         (["algorithm=dsgd", "exchange.mode=async"], "exchange.mode is 'async'"),
         (["algorithm=dsgd", "membership.elastic=true"], "membership.elastic is True"),
+        (["algorithm=dsgd", "simulation.vectorise=on"], "simulation.vectorise is 'on'"),
         (["algorithm=dsgd", "launch.ranks_per_agent=2"], "launch.ranks_per_agent is 2"),
         (["algorithm=dsgd", "faults=[{at: {agent: 1, round: 2}, do: corrupt}]"], "faults: corrupt is of one exchange"),
         (["algorithm=dsgd", "faults=[{do: drop_link, between: [0, 1], rounds: [1, 2]}]"], "faults: drop_link"),
@@ -88,8 +89,8 @@ from dimat.agent.algorithms.mixing import local_step
 class Alone(Algorithm):
     def step(self, exchange, batch, state):
         exchange.tally.used({exchange.agent.id: 1.0})
-        yield from ()
-        return state, local_step(exchange.agent, batch)
+        loss = yield from local_step(exchange.agent, batch)
+        return state, loss
 
 def alone(*, patience: int = 1):
     return Alone()

@@ -94,7 +94,9 @@ def gather(
             agreed = yield Wait("acknowledged", tuple(payloads), kind, number, left)
         for peer in tuple(payloads):
             if peer not in agreed:
-                missing[peer] = f"did not confirm that it has read round {number}: the edge is dropped at both ends"
+                missing[peer] = (
+                    f"did not confirm that it has read {_called(kind, number)}: the edge is dropped at both ends"
+                )
                 del payloads[peer]
 
     return Gathered(
@@ -115,7 +117,6 @@ def _published(
     """
     begun = agent.status.now()
     behind = _behind(agent, number, neighbours, kind)
-    what = "round" if kind == "snapshot" else f"{kind!r}"
     ready: frozenset[int] = frozenset()
     for peers in (tuple(peer for peer in neighbours if peer not in behind), behind):
         if not peers and neighbours:
@@ -125,7 +126,7 @@ def _published(
         came = yield Wait("published", peers, kind, number, left)
         ready |= came
         for peer in sorted(set(peers) - came):
-            missing[peer] = f"had not published {what} {number} after {deadline_s:.3g} s"
+            missing[peer] = f"had not published {_called(kind, number)} after {deadline_s:.3g} s"
     return ready
 
 
@@ -143,6 +144,11 @@ def _behind(agent: Agent, number: int, neighbours: tuple[int, ...], kind: str) -
             continue
         agent.past = looked_at(agent.past, peer, told.get(kind, -1))
     return tuple(peer for peer in late if agent.past.seen.get(peer, -1) < number)
+
+
+def _called(kind: str, number: int) -> str:
+    """What was awaited, in words."""
+    return f"round {number}" if kind == "snapshot" else f"{kind!r} {number}"
 
 
 def realised_row(agent: int, row: Mapping[int, float], present: frozenset[int]) -> dict[int, float]:

@@ -27,6 +27,9 @@ class Host(Protocol):
     def train(self, agent: Agent, number: int) -> Steps[float]:
         """As `train` below."""
 
+    def gradient(self, agent: Agent, num_samples: int) -> Steps[None]:
+        """Let a gradient on so many samples last; the agent finds it itself."""
+
     def evaluate(self, agent: Agent) -> Steps[Mapping[str, float]]:
         """As `evaluate` below."""
 
@@ -39,6 +42,12 @@ def train(agent: Agent, number: int) -> Steps[float]:
     if agent.host is None:
         return train_agent(agent, number)
     return (yield from agent.host.train(agent, number))
+
+
+def gradient_lasts(agent: Agent, num_samples: int) -> Steps[None]:
+    """The time that a gradient on so many samples takes where there is a virtual clock; elsewhere it takes its own."""
+    if agent.host is not None:
+        yield from agent.host.gradient(agent, num_samples)
 
 
 def evaluate(agent: Agent) -> Steps[Mapping[str, float]]:

@@ -35,7 +35,7 @@ def wait_on_network(agent: Agent, wait: Wait) -> frozenset[int]:
         for peer in wait.peers:
             if peer not in pending:
                 arrivals.setdefault(peer, now - since)
-        agent.status.wait_for(wait.round, pending, since)
+        agent.status.wait_for(agent.status.round if agent.algorithm else wait.round, pending, since)
         if pending and now - since > 1.0 and agent.status.waiting != told:
             told = agent.status.waiting
             log.info("agent %d: %s", agent.id, told)
@@ -66,7 +66,7 @@ def remember(agent: Agent, wait: Wait, there: frozenset[int], arrivals: Mapping[
 def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:
     """Log that `peer` has not come: its deadline has passed, or it need not be waited for any more."""
     if not passed:
-        log.info("agent %d: round %d: %s: agent %d is not waited for any more", agent.id, wait.round, wait.kind, peer)
+        log.info("agent %d: %s: agent %d is not waited for any more", agent.id, _called(agent, wait), peer)
         return
     in_a_row = ""
     if wait.kind in _REGULAR:
@@ -75,6 +75,13 @@ def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:
         number = agent.past.expiries[what, peer]
         in_a_row = f" ({number} times in a row)" if number > 1 else ""
     log.warning(
-        "agent %d: round %d: %s: agent %d %s by its deadline of %.3g s%s",
-        *(agent.id, wait.round, wait.kind, peer, _MISSED[wait.what], wait.timeout_s, in_a_row),
+        "agent %d: %s: agent %d %s by its deadline of %.3g s%s",
+        *(agent.id, _called(agent, wait), peer, _MISSED[wait.what], wait.timeout_s, in_a_row),
     )
+
+
+def _called(agent: Agent, wait: Wait) -> str:
+    """What is awaited, in words: where models travel within a round, exchanges have numbers of their own."""
+    if agent.algorithm is None:
+        return f"round {wait.round}: {wait.kind}"
+    return f"round {agent.status.round}: {wait.kind} {wait.round}"

@@ -160,6 +160,9 @@ def _host(
     together = Together(Streams(running), must=vectorise == "on", tell=tell, clock=timeline)
     if vectorise == "off":
         together.one_by_one = "simulation.vectorise is off"
+    elif config.algorithm.name != "merge":  # `on` is refused by the config
+        together.one_by_one = f"algorithm {config.algorithm.name!r} exchanges between single steps"
+        tell(f"agents train one by one: {together.one_by_one}")
     for one in running:
         one.agent.host = together
         one.agent.status.now = partial(together.now, one.agent.id)

@@ -53,6 +53,7 @@ class Timeline:
         self._events: list[tuple[int, int, int, int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._num_fetches: dict[int, int] = defaultdict(int)
+        self._num_gradients: dict[int, int] = defaultdict(int)
         self._lives: dict[int, int] = defaultdict(int)
         """How many waits an agent has ended: an event for an earlier one is void."""
         self._waiting: dict[int, Waiting] = {}
@@ -110,6 +111,12 @@ class Timeline:
                 f"{type(agent.task).__name__} has no num_samples"
             )
         return self._conditions.training_ns(agent.id, number, agent.config.train.epochs * int(samples)) / NS
+
+    def gradient_s(self, agent: Agent, num_samples: int) -> float:
+        """How long one of the agent's gradients within a round lasts, on so many samples."""
+        count = self._num_gradients[agent.id]
+        self._num_gradients[agent.id] += 1
+        return self._conditions.training_ns(agent.id, count, num_samples) / NS
 
     def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
         """What has come of `answers`, which begin to travel now, and after how many seconds all is there."""

@@ -61,6 +61,9 @@ class Clock(Protocol):
     def training_s(self, agent: Agent, number: int) -> float:
         """How long the agent trains in round `number`."""
 
+    def gradient_s(self, agent: Agent, num_samples: int) -> float:
+        """How long one gradient on so many samples lasts."""
+
     def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
         """What of `answers` comes in time, and after how many seconds all has come or is given up."""
 
@@ -111,6 +114,11 @@ class Together:
         lasts_s = self.clock.training_s(agent, number) if self.clock is not None else 0.0
         request = yield from self._ask(Request("train", agent, number), lasts_s)
         return float(request.result) if request.done else train_agent(agent, number)
+
+    def gradient(self, agent: Agent, num_samples: int) -> Steps[None]:
+        """Let a gradient within a round last as long as the clock says."""
+        if self.clock is not None:
+            yield Wait("hosted", (), "train", agent.status.round, self.clock.gradient_s(agent, num_samples))
 
     def evaluate(self, agent: Agent) -> Steps[Mapping[str, float]]:
         """As `dimat.agent.host.evaluate`, once all have come who are evaluated now."""

@@ -14,7 +14,7 @@ OWN = {
     "sgp": [],
     "cga": [],
     "swarm": ["algorithm.local_steps=2"],
-    "choco": ["algorithm.ratio=0.2", "algorithm.gamma=0.5"],
+    "choco": ["algorithm.ratio=0.2", "algorithm.gamma=0.3"],
 }
 """Settings of each: an algorithm without an entry here is not tested, which the suite refuses."""
 

@@ -62,5 +62,5 @@ def test_its_mapping_is_read() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     values = yaml.safe_load(text)["algorithm"]
     config = load_config(None, [f"algorithm={values}"])
-    assert config.algorithm.options == {"ratio": 0.1, "gamma": 0.5}
+    assert config.algorithm.options == {"ratio": 0.1, "gamma": 0.2}
     assert build_algorithm(config) is not None

@@ -30,6 +30,7 @@ from dimat.agent.algorithms.exchange import STEP, Exchange
 from dimat.agent.algorithms.mixing import gradient, mix
 from dimat.agent.algorithms.projection import multipliers
 from dimat.agent.algorithms.swarm import refuse_directed
+from dimat.agent.host import gradient_lasts
 from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.config import RunConfig
@@ -37,6 +38,7 @@ from dimat.merge.options import number
 from dimat.messages import Schema
 from dimat.snapshot.encode import schema_of
 from dimat.statedict import StateDict, load_into
+from dimat.tasks.base import batch_size
 from dimat.topology import Topology
 
 
@@ -71,7 +73,7 @@ class CrossGradients(Algorithm):
         """Gradient; models; gradients of each other's models; project; mix and descend."""
         agent, clock = exchange.agent, exchange.clock
         with clock("train"):
-            loss = gradient(agent, batch)
+            loss = yield from gradient(agent, batch)
         mine = yield from exchange.publish(STEP, agent.model.state_dict())
         gathered = yield from exchange.gather(STEP, exchange.row())
         exchange.tally.used(gathered.weights)
@@ -79,6 +81,7 @@ class CrossGradients(Algorithm):
         partners = [peer for peer in sorted(gathered.weights) if peer != agent.id]
         for peer in partners:
             with clock("train"):
+                yield from gradient_lasts(agent, batch_size(batch))
                 crossed = cross_gradient(agent, gathered.states[peer], batch)
             yield from exchange.publish(f"gradient:{peer}", crossed, after=1, owed=(peer,))
         answers = yield from exchange.gather(

@@ -75,7 +75,7 @@ class DecentralizedSgd(Algorithm):
         """Gradient where the agent stands; mix; descend."""
         agent, clock = exchange.agent, exchange.clock
         with clock("train"):
-            loss = gradient(agent, batch)
+            loss = yield from gradient(agent, batch)
         owed = () if exchange.mutual else exchange.readers()
         mine = yield from exchange.publish(STEP, agent.model.state_dict(), owed=owed)
         gathered = yield from exchange.gather(STEP, exchange.row())

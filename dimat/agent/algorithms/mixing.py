@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from dimat.agent.host import gradient_lasts
 from dimat.agent.state import Agent
+from dimat.agent.steps import Steps
 from dimat.statedict import StateDict
+from dimat.tasks.base import batch_size
 
 
 def mix(
@@ -34,16 +37,17 @@ def mix(
     return mixed
 
 
-def gradient(agent: Agent, batch: Any) -> torch.Tensor:
+def gradient(agent: Agent, batch: Any) -> Steps[torch.Tensor]:
     """Put the gradient of the task's loss on `batch` into the model's parameters; returns the loss, detached."""
+    yield from gradient_lasts(agent, batch_size(batch))
     agent.optimizer.zero_grad(set_to_none=True)
     loss: torch.Tensor = agent.task.loss(agent.model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
-def local_step(agent: Agent, batch: Any) -> torch.Tensor:
+def local_step(agent: Agent, batch: Any) -> Steps[torch.Tensor]:
     """One step of the agent's optimiser by itself; returns the loss, detached."""
-    loss = gradient(agent, batch)
+    loss = yield from gradient(agent, batch)
     agent.optimizer.step()
     return loss

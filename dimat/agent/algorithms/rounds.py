@@ -10,19 +10,21 @@ the number is remembered in the checkpoint, so that nobody who comes back counts
 epoch of the agent's loader anew, so that a continued run draws the batches of an undisturbed one.
 
 What the report calls «before» is the agent as its last exchange found it; weights are the mean over the round's rows.
+With `merge.final: complete` the last exchange of a run is one more, in which all average over the complete graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from dimat.agent.algorithms.api import State
-from dimat.agent.algorithms.exchange import Exchange, Tally
-from dimat.agent.algorithms.mixing import local_step
+from dimat.agent.algorithms.exchange import STEP, Exchange, Tally
+from dimat.agent.algorithms.mixing import local_step, mix
+from dimat.agent.host import evaluate
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -30,7 +32,7 @@ from dimat.agent.train import learning_rate
 from dimat.errors import ConfigError, TaskError
 from dimat.messages import Report
 from dimat.snapshot.sketch import sketch
-from dimat.statedict import parameters_of
+from dimat.statedict import load_into, parameters_of
 
 NUM_STEPS = "num_steps"
 """What a checkpoint calls the number of steps of a round."""
@@ -48,7 +50,7 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
     agent.model.train()
     batches = endless(agent.loader)
     losses: list[torch.Tensor] = []
-    before: dict[str, float] = {}
+    before: Mapping[str, float] = {}
     sketch_before, made = b"", 0
     for step in range(num_steps):
         epoch = epoch_of(step, num_steps, config.train.epochs)
@@ -65,25 +67,23 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
         last = step == num_steps - 1
         if not last and (step + 1) % algorithm.local_steps:
             with clock("train"):
-                losses.append(local_step(agent, batch))
+                losses.append((yield from local_step(agent, batch)))
             continue
         if last:
-            with clock("evaluate"):
-                before = agent.task.evaluate(agent.model)
-            with clock("sketch"):
-                sketch_before = sketch(parameters_of(agent.model), seed=config.seed)
+            before, sketch_before = yield from _seen(agent, clock)
         made += 1
         agent.exchange = index = (number - 1) * num_exchanges + made
         exchange = Exchange(agent, number, index, (index - 1) * algorithm.numbers + 1, clock, tally)
         state, loss = yield from algorithm.step(exchange, batch, state)
         losses.append(loss)
     agent.remembered = {**state, NUM_STEPS: torch.tensor(num_steps)}
+    if agent.is_final_merge(number):
+        before, sketch_before = yield from _seen(agent, clock)
+        agent.exchange = index = number * num_exchanges + 1
+        yield from average_all(Exchange(agent, number, index, (index - 1) * algorithm.numbers + 1, clock, tally))
     with clock("publish"):
         agent.publish("snapshot", number)  # for an agent that comes back later, and needs a model to go on from
-    with clock("evaluate"):
-        after = agent.task.evaluate(agent.model)
-    with clock("sketch"):
-        sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
+    after, sketch_after = yield from _seen(agent, clock)
     metrics = {
         "loss": float(torch.stack(losses).mean()),
         "lr": float(agent.optimizer.param_groups[0]["lr"]),
@@ -97,6 +97,24 @@ def run_steps(agent: Agent, number: int) -> Steps[Report]:
         weights=tally.mean_row(), bytes_received=dict(sorted(tally.bytes_received.items())), missing=tally.reasons(),
         sketch_before=sketch_before, sketch_after=sketch_after,
     )  # fmt: skip
+
+
+def average_all(exchange: Exchange) -> Steps[None]:
+    """The one average over the complete graph at the end of a run (`merge.final`), after its last step."""
+    agent = exchange.agent
+    mine = yield from exchange.publish(STEP, agent.model.state_dict())
+    gathered = yield from exchange.gather(STEP, agent.row(exchange.round), agree=True)
+    exchange.tally.used(gathered.weights)
+    with exchange.clock("fold"):
+        load_into(agent.model, mix(agent.id, mine, gathered.states, gathered.weights))
+
+
+def _seen(agent: Agent, clock: PhaseClock) -> Steps[tuple[Mapping[str, float], bytes]]:
+    """The agent's model as it is now: the task's numbers and a sketch."""
+    with clock("evaluate"):
+        numbers = yield from evaluate(agent)
+    with clock("sketch"):
+        return numbers, sketch(parameters_of(agent.model), seed=agent.config.seed)
 
 
 def steps_a_round(agent: Agent) -> int:

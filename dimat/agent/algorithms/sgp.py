@@ -66,7 +66,7 @@ class GradientPush(Algorithm):
         with clock("train"):
             for group in groups:
                 group["lr"] = group["lr"] / weight
-            loss = local_step(agent, batch)
+            loss = yield from local_step(agent, batch)
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
         owed = () if exchange.mutual else exchange.readers()

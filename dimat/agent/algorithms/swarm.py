@@ -60,7 +60,7 @@ class Swarm(Algorithm):
         """The last local step, then the average with the partner of this exchange."""
         agent, clock = exchange.agent, exchange.clock
         with clock("train"):
-            loss = local_step(agent, batch)
+            loss = yield from local_step(agent, batch)
         partners = matching(exchange.graph.edges, derive_seed(agent.config.seed, "swarm", exchange.index))
         partner = partners.get(agent.id)
         if partner is None:

@@ -45,6 +45,14 @@ def test_it_steps_towards_the_copies(tmp_path: Path, graph: str, ratio: float, g
     assert not any(report.missing for report in told.values())
 
 
+def test_what_is_left_out_is_not_lost(tmp_path: Path) -> None:
+    """Gossip alone: from different starts all come to the mean of all, though one entry of three travels at a time."""
+    settings = ["algorithm.ratio=0.3", "algorithm.gamma=0.3", "train.lr=1e-300", "algorithm.steps=150", "rounds=2"]
+    found = trajectory(tmp_path, "algorithm=choco", *settings)
+    np.testing.assert_allclose(found[2], np.tile(found[0].mean(axis=0), (4, 1)), atol=1e-6)
+    assert np.ptp(found[0], axis=0).min() > 0.1
+
+
 @given(
     st.lists(st.lists(st.floats(-5, 5, width=32), min_size=0, max_size=30, unique_by=abs), min_size=1, max_size=3),
     st.floats(0.01, 1),
