@@ -129,8 +129,8 @@ def _readers_have(agent: Agent, number: int, *, at_the_end: bool = False) -> Ste
         return
     if agent.mutual(number) and not (at_the_end and agent.shares_statistics):
         return
-    if agent.is_final_merge(number):
-        readers = tuple(peer for peer in agent.row(number) if peer != agent.id)
+    if agent.mutual(number):
+        readers = agent.shared_with.get(number, ())  # the others dropped the edge, at both ends
     else:
         readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:

@@ -85,6 +85,8 @@ class Agent:
     """The topology by who is away, made when first needed."""
     shares_statistics: bool = False
     """Whether batch-norm statistics are shared with neighbours after each merge; without batch norm there are none."""
+    shared_with: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """The neighbours that a round's statistics were shared with: where reading is mutual these read them, too."""
     usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """How far the neighbours' models usually lay in the last merges, by kind of tensor; for `merge.checks`."""
     gate_batches: list[Any] = field(default_factory=list)

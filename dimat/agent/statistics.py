@@ -56,6 +56,7 @@ def share_statistics(
         clock: takes the time.
     """
     peers = tuple(sorted(peer for peer in weights if peer != agent.id))
+    agent.shared_with = {number - 1: agent.shared_with.get(number - 1, ()), number: peers}
     exchange = agent.config.exchange
     waits = exchange.mode == "sync"
     with clock("statistics"):

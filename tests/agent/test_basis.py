@@ -156,7 +156,10 @@ def test_on_a_directed_graph_two_rounds_on_waits_for_the_readers() -> None:
 
 def test_who_leaves_waits_until_its_last_statistics_are_read() -> None:
     """Snapshots of an undirected graph were acknowledged in the merge; statistics come after it."""
-    (wait,) = _readers_have(agent(1), 3, at_the_end=True)
+    leaving = agent(1)
+    assert list(_readers_have(leaving, 3, at_the_end=True)) == [], "nobody had a part in that merge"
+    leaving.shared_with = {2: (0,), 3: (0, 2)}
+    (wait,) = _readers_have(leaving, 3, at_the_end=True)
     assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (0, 2), "statistics", 3)
     assert list(_readers_have(agent(1, "merge.calibrate=batchnorm"), 3, at_the_end=True)) == []
     assert list(_readers_have(agent(1, "task.model=mlp"), 3, at_the_end=True)) == [], "no batch norm, no statistics"

@@ -279,6 +279,23 @@ def test_closing_hands_in_what_is_kept(control: GrpcControl, handler: Coordinato
     server.close()
 
 
+def test_closing_goes_on_for_as_long_as_reports_are_taken(control: GrpcControl, handler: Coordinator) -> None:
+    """Twenty reports that take a tenth of a second each, and half a second of patience."""
+    taken = handler.report
+
+    def slowly(told: Report) -> Directive:
+        time.sleep(0.1)
+        return taken(told)
+
+    handler.report = slowly  # type: ignore[method-assign]
+    for round_ in range(1, 21):
+        control.report(report(round_))
+    server = serve(handler, control)
+    control.close(timeout_s=1.0)
+    assert handler.reports == list(range(1, 21))
+    server.close()
+
+
 def test_closing_says_what_was_lost(
     control: GrpcControl, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ class GrpcControl:
         self._wake = threading.Condition(self._lock)
         self._sender: threading.Thread | None = None
         self._closing_at: float | None = None
+        self._patience_s = 0.0
 
     def join(self, join: Join, timeout_s: float) -> View:
         """Enter the run; returns the view once all agents have joined.
@@ -114,9 +115,13 @@ class GrpcControl:
         return self._directive
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is still kept, as far as `timeout_s` allows, and hang up; a second call does nothing."""
+        """Send what is still kept, until nothing is taken any more for `timeout_s` seconds, and hang up.
+
+        Whoever was cut off for long has many reports, each of them a round trip. A second call does nothing.
+        """
         with self._lock:
             if self._closing_at is None:
+                self._patience_s = timeout_s
                 self._closing_at = time.monotonic() + timeout_s
             self._wake.notify_all()
             sender = self._sender
@@ -144,6 +149,8 @@ class GrpcControl:
             return False
         with self._lock:
             self._kept.popleft()
+            if self._closing_at is not None:
+                self._closing_at = time.monotonic() + self._patience_s
         return True
 
     def _hear(self, directive: Directive) -> None:
