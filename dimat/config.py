@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dimat.errors import ConfigError
-from dimat.faults.plan import Fault, check_faults
+from dimat.faults.plan import LINKS, SERVED, Fault, check_faults
 from dimat.plugins import closest
+from dimat.schedules import Schedule, make_schedule
 
 MISSPELT = 0.7
 """Likeness (difflib's ratio) from which a key under `merge:` is taken for a misspelt one, not for a method's option."""
@@ -27,6 +28,22 @@ class Part(BaseModel):
     """A closed, frozen part of the config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def name_with_options(part: type[Part], values: Any) -> Any:
+    """What a plug-in with options is written as, in full: a name alone is a mapping of one, and keys that are none of
+    the part's own are the plug-in's options, which it checks itself.
+    """
+    if isinstance(values, str):
+        return {"name": values}
+    if not isinstance(values, dict) or not isinstance(values.get("options", {}), dict):
+        return values
+    own = [str(key) for key in values if key not in part.model_fields]
+    for key in own:
+        if key in values.get("options", {}):
+            raise ValueError(f"the option {key!r} stands twice: beside name, and under options")
+    kept = {key: value for key, value in values.items() if key not in own}
+    return {**kept, "options": {**values.get("options", {}), **{key: values[key] for key in own}}} if own else kept
 
 
 class PartitionConfig(Part):
@@ -71,10 +88,28 @@ class TrainConfig(Part):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of sgd; the others keep their own defaults."""
+    """Of sgd; the others keep their own defaults. With algorithm dsgd, which has none, 0 unless it is given."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """cosine: from `lr` to zero over all local epochs of the run."""
+
+
+class AlgorithmConfig(Part):
+    """How the agents train together: a name, or `{name: choco, ratio: 0.01, gamma: 0.3}`. See docs/baselines.md."""
+
+    name: str = "merge"
+    """merge: dimat's own rounds, local epochs and then one merge. dsgd, cdmsgd, sgp, cga, swarm, choco: methods that
+    exchange while they train. Or an entry point, `package.module:function`, `file.py:function`."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Gradient steps of a round, the same for every agent. None: what `train.epochs` take the agent with most data.
+    Not for `merge`, whose rounds are epochs."""
+    options: dict[str, Any] = {}
+    """Options of the algorithm. They may as well stand beside `name`, one by one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        return name_with_options(cls, values)
 
 
 class TopologyConfig(Part):
@@ -111,6 +146,21 @@ class GateConfig(Part):
     an eighth of the merge is tried, then none of it is taken."""
 
 
+class ScheduleConfig(Part):
+    """In which rounds models merge: a name, or `{name: late, budget: 5}`. See docs/baselines.md."""
+
+    name: str = "period"
+    """period: every `merge.every`-th round; growing, shrinking: gaps between merges that do so; late: a fixed number
+    of merges at the end. Or an entry point, `package.module:function`, `file.py:function`."""
+    options: dict[str, Any] = {}
+    """Options of the schedule. They may as well stand beside `name`, one by one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        return name_with_options(cls, values)
+
+
 class MergeConfig(Part):
     """How neighbours become one."""
 
@@ -119,15 +169,19 @@ class MergeConfig(Part):
     takes each agent's own model after its last merge for it."""
     align: Literal["none", "weights", "activations"] = "activations"
     """What permutations are found by."""
-    basis: Literal["agree", "adopt", "each_round"] = "agree"
-    """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published."""
+    basis: Literal["auto", "agree", "adopt", "each_round"] = "auto"
+    """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published. auto: agents
+    that have not trained before the run adopt, those that bring trained models agree."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
-    calibrate: Literal["none", "batchnorm", "repair"] = "batchnorm"
+    calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
     """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
-    repair: these, and in the other layers the channel means and deviations that the merged models had."""
+    neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so; repair: batchnorm,
+    and in the other layers the channel means and deviations that the merged models had."""
     every: Annotated[int, Field(ge=1)] = 1
-    """Merge in every n-th round."""
+    """Merge in every n-th round: the period of schedule `period`."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """In which rounds."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Momentum over a merge."""
     final: Literal["none", "complete"] = "none"
@@ -288,6 +342,7 @@ class RunConfig(Part):
     """same | different | a folder with one checkpoint per agent (`0.safetensors`, `1.safetensors`, ...)."""
     task: TaskConfig = TaskConfig()
     train: TrainConfig = TrainConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     topology: TopologyConfig = TopologyConfig()
     merge: MergeConfig = MergeConfig()
     exchange: ExchangeConfig = ExchangeConfig()
@@ -298,6 +353,18 @@ class RunConfig(Part):
     simulation: SimulationConfig = SimulationConfig()
     faults: list[Fault] = []
     """What shall go wrong, on purpose: see `dimat.faults.plan`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dsgd_has_no_momentum(cls, values: Any) -> Any:
+        """The default of `train.momentum` is for `merge`: where `dsgd` is named and no momentum, it is 0."""
+        if not isinstance(values, dict):
+            return values
+        algorithm, train = values.get("algorithm"), values.get("train", {})
+        name = algorithm.get("name") if isinstance(algorithm, dict) else algorithm
+        if name != "dsgd" or not isinstance(train, dict) or "momentum" in train:
+            return values
+        return {**values, "train": {**train, "momentum": 0.0}}
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -332,7 +399,66 @@ class RunConfig(Part):
                 f"simulation.stragglers names agent {strangers[0]}; the run has agents 0 to {self.agents - 1}"
             )
         check_faults(self.faults, self.agents, self.rounds)
+        schedule = self.merge.schedule
+        if schedule.name == "period" and schedule.options:
+            raise ValueError(
+                f"merge.schedule 'period' takes no {', '.join(schedule.options)}: its length is merge.every"
+            )
+        if schedule.name != "period" and self.merge.every != 1:
+            raise ValueError(
+                f"merge.every is the period of schedule 'period', and merge.schedule is {schedule.name!r}: "
+                "take one or the other"
+            )
+        if self.algorithm.name == "merge":
+            self._merges_without_options()
+        else:
+            self._fits_an_algorithm()
         return self
+
+    def _merges_without_options(self) -> None:
+        given = [*(["steps"] if self.algorithm.steps is not None else []), *self.algorithm.options]
+        if given:
+            raise ValueError(
+                f"algorithm 'merge' takes no {', '.join(given)}: its keys stand under merge, and under train"
+            )
+
+    def _fits_an_algorithm(self) -> None:
+        """What belongs to `merge` alone is refused beside another algorithm, not ignored."""
+        name, defaults = self.algorithm.name, MergeConfig()
+        changed = [key for key in MergeConfig.model_fields if getattr(self.merge, key) != getattr(defaults, key)]
+        if changed:
+            raise ValueError(
+                f"merge.{changed[0]} belongs to algorithm 'merge', and algorithm is {name!r}, "
+                "which exchanges while it trains"
+            )
+        refused = {
+            "exchange.mode": ("async", self.exchange.mode == "async", "its steps go in step"),
+            "membership.elastic": (True, self.membership.elastic, "all must know from the start how many steps to do"),
+            "launch.ranks_per_agent": (
+                self.launch.ranks_per_agent, self.launch.ranks_per_agent > 1, "an agent steps as one process"
+            ),
+        }  # fmt: skip
+        for key, (given, wrong, why) in refused.items():
+            if wrong:
+                raise ValueError(f"{key} is {given!r}, and algorithm {name!r} does not go with it: {why}")
+        if unfit := next((fault for fault in self.faults if fault.do in (*SERVED, *LINKS)), None):
+            raise ValueError(
+                f"faults: {unfit.do} is of one exchange a round, and algorithm {name!r} has many in a round; "
+                "kill, stall, fill_disk and restart_coordinator work with it"
+            )
+
+    @property
+    def basis(self) -> Literal["agree", "adopt", "each_round"]:
+        """`merge.basis`, decided.
+
+        >>> RunConfig().basis, RunConfig(init="checkpoints").basis
+        ('adopt', 'agree')
+        """
+        if self.merge.basis != "auto":
+            return self.merge.basis
+        # Without alignment agents merge as they are: that is what the setting asks for.
+        untrained = self.init in ("same", "different")
+        return "adopt" if untrained and self.merge.align != "none" else "agree"
 
     @property
     def num_seats(self) -> int:
@@ -340,6 +466,17 @@ class RunConfig(Part):
         if not self.membership.elastic:
             return self.agents
         return self.membership.max_agents or 2 * self.agents
+
+    def merge_schedule(self) -> Schedule:
+        """The rounds that end with a merge, the final one among them.
+
+        Raises:
+            PluginError: no schedule has that name, or it answers something else than yes or no.
+            ConfigError: an option that it does not have, or a value that it refuses.
+        """
+        part = self.merge.schedule
+        options = {"every": self.merge.every} if part.name == "period" else part.options
+        return make_schedule(part.name, options, self.rounds, final=self.merge.final == "complete")
 
     @property
     def digest(self) -> str:
@@ -406,13 +543,23 @@ def _with_absolute_paths(config: RunConfig, folders: Sequence[Path]) -> RunConfi
     }
     if isinstance(task.model, str) and is_file(task.model):
         found["model"] = absolute(task.model)
-    graph, method = config.topology.graph, config.merge.method
-    init = config.init
+    graph, method, algorithm = config.topology.graph, config.merge.method, config.algorithm.name
+    init, schedule = config.init, config.merge.schedule
     return config.model_copy(
         update={
             "task": task.model_copy(update=found),
             "topology": config.topology.model_copy(update={"graph": absolute(graph) if is_file(graph) else graph}),
-            "merge": config.merge.model_copy(update={"method": absolute(method) if is_file(method) else method}),
+            "merge": config.merge.model_copy(
+                update={
+                    "method": absolute(method) if is_file(method) else method,
+                    "schedule": schedule.model_copy(
+                        update={"name": absolute(schedule.name) if is_file(schedule.name) else schedule.name}
+                    ),
+                }
+            ),
+            "algorithm": config.algorithm.model_copy(
+                update={"name": absolute(algorithm) if is_file(algorithm) else algorithm}
+            ),
             "init": init if init in ("same", "different") else absolute(init),
         }
     )
@@ -445,10 +592,14 @@ def _set(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         if parent == "model" and isinstance(values.get(parent, "cnn"), str):  # -s task.model.width=2 over a bare name
             values[parent] = {"name": values.get(parent, TaskConfig().model)}
+        if parent in ("algorithm", "schedule") and isinstance(values.get(parent), str):
+            values[parent] = {"name": values[parent]}
         inner = values.setdefault(parent, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"-s {override!r}: {parent!r} is a value ({inner!r}), not a group of keys")
         values = inner
+    if last in ("algorithm", "schedule") and isinstance(value, str) and isinstance(values.get(last), dict):
+        value = {**values[last], "name": value}  # a name after its options is no reason to forget them
     values[last] = value
 
 

@@ -98,7 +98,7 @@ def test_the_documented_config_is_the_default() -> None:
         task: {name: digits, model: cnn, data: null, partition: {scheme: dirichlet, alpha: 0.5}}
         train: {epochs: 2, batch_size: 32, optimizer: sgd, lr: 0.05, momentum: 0.9, lr_schedule: cosine}
         topology: {graph: ring, mixing: metropolis}
-        merge: {method: mean, align: activations, basis: agree, probe: local, calibrate: batchnorm, every: 1,
+        merge: {method: mean, align: activations, basis: auto, probe: local, calibrate: neighbourhood, every: 1,
                 optimizer_state: keep, final: none}
         exchange: {mode: sync, timeout_s: 60, encoding: float32}
         stop: {target_accuracy: null, patience: null}

@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dimat.agent.algorithms import Algorithm, make_algorithm
 from dimat.agent.checkpoint import rounds_held
 from dimat.agent.gate import labelled_batches
 from dimat.agent.randomness import capture, seed_all
 from dimat.agent.state import Agent
+from dimat.agent.statistics import has_statistics
 from dimat.agent.train import make_optimizer
 from dimat.align import PermutationSpec, permutation_spec
 from dimat.config import RunConfig
@@ -66,6 +68,20 @@ def build_method(config: RunConfig) -> Fold:
     return method
 
 
+def build_algorithm(config: RunConfig) -> Algorithm | None:
+    """How the agents train together, its options checked; None for `merge`, which is dimat's own round.
+
+    Raises:
+        PluginError: no algorithm has that name; the closest is named.
+        ConfigError: an option that it does not have, or something that it cannot run with.
+    """
+    if config.algorithm.name == "merge":
+        return None
+    algorithm = make_algorithm(config.algorithm.name, config.algorithm.options)
+    algorithm.check(config, build_topology(config))
+    return algorithm
+
+
 def build_agent(
     config: RunConfig,
     agent: int,
@@ -88,6 +104,7 @@ def build_agent(
     """
     torch.set_num_threads(config.threads)
     method = build_method(config)  # a misspelt option is told before any data is read
+    algorithm = build_algorithm(config)
     task = build_task(config)
     seed_all(derive_seed(config.seed, "data", agent))
     loader = task.data(agent, config.num_seats, config.seed)
@@ -96,15 +113,14 @@ def build_agent(
     if config.init not in ("same", "different"):
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
-    aligns = config.merge.align != "none" and config.merge.basis != "adopt"
+    aligns = algorithm is None and config.merge.align != "none" and config.basis != "adopt"
     twin = like if like is not None and _are_alike(like.model, model) else None
     spec = None
     if aligns:
         spec = find_groups(model, own_samples) if twin is None else twin.spec
-    spare = None if twin is None else twin.spare
-    if spare is None and (aligns or config.merge.calibrate == "repair"):
-        spare = copy.deepcopy(model)
     seed_all(derive_seed(config.seed, "train", agent))
+    needs_spare = aligns or config.merge.calibrate == "repair" or (algorithm is not None and algorithm.spare)
+    spare = twin.spare if twin is not None else copy.deepcopy(model) if needs_spare else None
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
     made = Agent(
         id=agent,
@@ -125,8 +141,15 @@ def build_agent(
         start=capture(loader),
         spare=spare,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
-        basis_settled=config.init == "same" or (config.merge.align == "none" and config.merge.basis != "adopt"),
+        basis_settled=config.init == "same"
+        or algorithm is not None
+        or (config.merge.align == "none" and config.basis != "adopt"),
     )
+    if algorithm is not None:
+        made.algorithm, made.schemas = algorithm, algorithm.schemas(agent, model)
+        made.remembered = algorithm.begin(agent, model, frozenset(range(config.num_seats)) - {agent})
+    else:
+        made.shares_statistics = config.merge.calibrate == "neighbourhood" and has_statistics(model)
     made.remember_base()
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)

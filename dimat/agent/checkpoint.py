@@ -1,7 +1,8 @@
 """An agent's own checkpoint: everything that the next round depends on, and nothing else.
 
-    checkpoints/<agent>/<round>.safetensors    weights as `model.<name>`, optimiser tensors as `optimizer.<index>.<key>`
-                                               and the base of the next merge as `base.<name>` where it is another model
+    checkpoints/<agent>/<round>.safetensors    weights as `model.<name>`; optimiser tensors as `optimizer.<i>.<key>`;
+                                               the base of the next merge as `base.<name>` where it is another model,
+                                               what the run's algorithm remembers as `algorithm.<name>`
     checkpoints/<agent>/<round>.json           counters, the optimiser's numbers, random streams
 
 The JSON is written last and names the round complete; both are written beside, fsynced and renamed. No pickle.
@@ -40,6 +41,8 @@ class Checkpoint:
     """What the next merge takes for the models' ancestor; None where that is `model`, or the method has none."""
     usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What `merge.checks` compare the next merge with."""
+    algorithm: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the run's `algorithm` remembers from one exchange to the next."""
 
 
 def pack(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
@@ -47,6 +50,7 @@ def pack(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     # Clones: tied parameters share memory, which the format refuses.
     tensors = {f"model.{name}": tensor.clone().contiguous() for name, tensor in checkpoint.model.items()}
     tensors |= {f"base.{name}": tensor.clone().contiguous() for name, tensor in (checkpoint.base or {}).items()}
+    tensors |= {f"algorithm.{name}": tensor.clone().contiguous() for name, tensor in checkpoint.algorithm.items()}
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in checkpoint.optimizer["state"].items():
         for key, value in state.items():
@@ -70,12 +74,15 @@ def unpack(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Checkpoi
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["numbers"].items()}
     model: dict[str, torch.Tensor] = {}
     base: dict[str, torch.Tensor] = {}
+    algorithm: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         owner, _, rest = name.partition(".")
         if owner == "model":
             model[rest] = tensor
         elif owner == "base":
             base[rest] = tensor
+        elif owner == "algorithm":
+            algorithm[rest] = tensor
         else:
             index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor
@@ -87,6 +94,7 @@ def unpack(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> Checkpoi
         basis_settled=record["basis_settled"],
         base=base or None,
         usual={what: tuple(distances) for what, distances in record.get("usual", {}).items()},
+        algorithm=algorithm,
     )
 
 

@@ -116,7 +116,7 @@ def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
         round = answer.header.round
         agent.resume(0)
         trained = agent.id >= agent.config.agents and agent.config.init not in ("same", "different")
-        if trained and agent.spec is not None and agent.config.merge.basis == "agree":
+        if trained and agent.spec is not None and agent.config.basis == "agree":
             permute_agent(agent, match(agent, decode(answer), moves="self"))
         elif not trained:
             load_into(agent.model, decode(answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,14 +38,32 @@ class Gathered:
     bytes_received: Mapping[int, int]
     missing: Mapping[int, str]
     """Neighbours without a part in this merge, and why."""
+    scalars: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """The numbers that came in the headers, by agent."""
 
 
-def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseClock) -> Steps[Gathered]:
+def gather(
+    agent: Agent,
+    number: int,
+    row: Mapping[int, float],
+    clock: PhaseClock,
+    *,
+    kind: str = "snapshot",
+    mutual: bool | None = None,
+) -> Steps[Gathered]:
     """Wait for the neighbours' snapshots of round `number`, fetch them at the same time, agree on the edges.
 
     `row` is agent's row of the mixing matrix. Whoever did not answer gives its weight to self. Where reading is
     mutual an edge counts when each end has fetched and seen the other's acknowledgement: both ends keep it or both
     drop it, and a symmetric matrix stays doubly stochastic.
+
+    Args:
+        agent: who gathers.
+        number: the round, or the number of the exchange for kinds that count exchanges.
+        row: what is to be mixed.
+        clock: of the round.
+        kind: what is fetched.
+        mutual: whether both ends agree on an edge; None: as the graph of round `number` has it.
     """
     neighbours = tuple(sorted(peer for peer in row if peer != agent.id))
     # Deadlines are for those who publish late. A transfer that goes on is worth the ceiling: its length is the model's.
@@ -53,10 +71,10 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
     missing: dict[int, str] = {}
 
     with clock("wait"):
-        ready = yield from _published(agent, number, neighbours, missing)
+        ready = yield from _published(agent, number, neighbours, missing, kind)
 
     with clock("gather"):
-        fetches = tuple(agent.fetch_from(peer, "snapshot", number) for peer in sorted(ready))
+        fetches = tuple(agent.fetch_from(peer, kind, number) for peer in sorted(ready))
         # A second at least: a neighbour that came at the last moment is still worth its transfer.
         answers = (yield from fetch(agent, fetches, max(1.0, end - agent.status.now()))) if fetches else {}
     agent.close_round(number)
@@ -68,12 +86,12 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         else:
             payloads[peer] = answer
 
-    if payloads and agent.mutual(number):
+    if payloads and (agent.mutual(number) if mutual is None else mutual):
         with clock("wait"):
             # A neighbour that has published reads when its own wait for others is over: a deadline like this one's. It
             # says so when it reads nothing any more, so only one that stops right here is waited for in vain.
             left = max(1.0, end + agent.patience_s("published", payloads) - agent.status.now())
-            agreed = yield Wait("acknowledged", tuple(payloads), "snapshot", number, left)
+            agreed = yield Wait("acknowledged", tuple(payloads), kind, number, left)
         for peer in tuple(payloads):
             if peer not in agreed:
                 missing[peer] = f"did not confirm that it has read round {number}: the edge is dropped at both ends"
@@ -84,32 +102,34 @@ def gather(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseCloc
         weights=realised_row(agent.id, row, frozenset(payloads)),
         bytes_received={peer: payload.num_bytes for peer, payload in payloads.items()},
         missing=missing,
+        scalars={peer: payload.header.scalars for peer, payload in payloads.items()},
     )
 
 
 def _published(
-    agent: Agent, number: int, neighbours: tuple[int, ...], missing: dict[int, str]
+    agent: Agent, number: int, neighbours: tuple[int, ...], missing: dict[int, str], kind: str
 ) -> Steps[frozenset[int]]:
     """Wait for the neighbours that usually come; then, for as long as they are worth it, for those who are behind.
 
     Returns who has published round `number`; who has not is put into `missing`.
     """
     begun = agent.status.now()
-    behind = _behind(agent, number, neighbours)
+    behind = _behind(agent, number, neighbours, kind)
+    what = "round" if kind == "snapshot" else f"{kind!r}"
     ready: frozenset[int] = frozenset()
     for peers in (tuple(peer for peer in neighbours if peer not in behind), behind):
         if not peers and neighbours:
             continue
         deadline_s = agent.patience_s("published", peers)
         left = max(MIN_WAIT_S, begun + deadline_s - agent.status.now())
-        came = yield Wait("published", peers, "snapshot", number, left)
+        came = yield Wait("published", peers, kind, number, left)
         ready |= came
         for peer in sorted(set(peers) - came):
-            missing[peer] = f"had not published round {number} after {deadline_s:.3g} s"
+            missing[peer] = f"had not published {what} {number} after {deadline_s:.3g} s"
     return ready
 
 
-def _behind(agent: Agent, number: int, neighbours: tuple[int, ...]) -> tuple[int, ...]:
+def _behind(agent: Agent, number: int, neighbours: tuple[int, ...], kind: str) -> tuple[int, ...]:
     """The neighbours that missed their last deadline and have not published round `number` yet.
 
     They are asked how far they are: one that moves is waited for longer than one that has stopped.
@@ -121,7 +141,7 @@ def _behind(agent: Agent, number: int, neighbours: tuple[int, ...]) -> tuple[int
             told = agent.transport.describe(peer, max(MIN_LOOK_S, limits.floor_s * LEAST_SHARE)).newest
         except TransportError:
             continue
-        agent.past = looked_at(agent.past, peer, told.get("snapshot", -1))
+        agent.past = looked_at(agent.past, peer, told.get(kind, -1))
     return tuple(peer for peer in late if agent.past.seen.get(peer, -1) < number)
 
 

@@ -27,6 +27,9 @@ class Host(Protocol):
     def train(self, agent: Agent, number: int) -> Steps[float]:
         """As `train` below."""
 
+    def compute(self, agent: Agent, number: int, num_samples: int) -> Steps[None]:
+        """As `compute` below."""
+
     def evaluate(self, agent: Agent) -> Steps[Mapping[str, float]]:
         """As `evaluate` below."""
 
@@ -39,6 +42,12 @@ def train(agent: Agent, number: int) -> Steps[float]:
     if agent.host is None:
         return train_agent(agent, number)
     return (yield from agent.host.train(agent, number))
+
+
+def compute(agent: Agent, number: int, num_samples: int) -> Steps[None]:
+    """Let the time pass that a training step of round `number` takes, where there is a clock that has to be told."""
+    if agent.host is not None:
+        yield from agent.host.compute(agent, number, num_samples)
 
 
 def evaluate(agent: Agent) -> Steps[Mapping[str, float]]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from dimat.agent.algorithms.exchange import let_all_read
 from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
+from dimat.agent.statistics import KIND as STATISTICS
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.errors import Interrupted, PeerUnavailable, SchemaError
@@ -68,6 +70,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     start = view.start_round
     if agent.config.exchange.mode == "async":
         start = own_start(agent, start, metrics, control)
+    agent.largest_shard = max((member.num_samples for member in view.members), default=0)
     agent.resume(start)
     drop_rounds_after(metrics, start)
     directive = Directive(stop_after=view.stop_after, reason=view.reason)
@@ -98,6 +101,7 @@ def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     if agent.config.exchange.mode == "async":
         yield from let_others_read(agent, last, published=last > start)
         return directive
+    yield from let_all_read(agent)
     for number in (last - 1, last):
         # On the way readers are rounds behind and nobody notices; here they have all the time there is.
         yield from _readers_have(agent, number, at_the_end=True)
@@ -116,11 +120,19 @@ def _without_disk(agent: Agent, number: int, what: str) -> Iterator[None]:
 def _readers_have(agent: Agent, number: int, *, at_the_end: bool = False) -> Steps[None]:
     """Wait until everyone who reads round `number` has it: two rounds are kept, the third goes.
 
-    Where reading is mutual the acknowledgements of `gather` have seen to that already.
+    Where reading is mutual the acknowledgements of `gather` have seen to that already; statistics, which come after
+    the merge, are not acknowledged on the way: nobody is two rounds ahead of a neighbour.
     """
-    if number < 1 or not agent.merges(number) or agent.mutual(number):
+    if number < 1 or not agent.merges(number):
         return
-    readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
+    if agent.mutual(number) and not (at_the_end and agent.shares_statistics):
+        return
+    if agent.is_final_merge(number):
+        readers = tuple(peer for peer in agent.row(number) if peer != agent.id)
+    else:
+        readers = tuple(agent.topology_in(number).readers(agent.id, number - 1))
     if readers:
         patience_s = agent.limits.ceiling_s if at_the_end else agent.patience_s("read", readers)
-        yield Wait("acknowledged", readers, "snapshot", number, patience_s)
+        # Statistics are read after the snapshot of the same round.
+        kind = STATISTICS if agent.shares_statistics else "snapshot"
+        yield Wait("acknowledged", readers, kind, number, patience_s)

@@ -21,9 +21,12 @@ def may_read(agent: Agent, peer: int) -> bool:
         return True
     if peer in agent.away(now):
         return True
-    # Rounds count from one, those of a topology from zero.
-    recent = [round for round in range(now - HISTORY, now + 1) if round >= 1]
-    if any(peer in agent.topology_in(round).readers(agent.id, round - 1) for round in recent):
+    # Rounds count from one, those of a topology from zero; where models travel within a round, exchanges do.
+    if agent.algorithm is not None:
+        recent = [(now, exchange) for exchange in range(agent.exchange - HISTORY, agent.exchange + 1)]
+    else:
+        recent = [(round, round) for round in range(now - HISTORY, now + 1)]
+    if any(peer in agent.topology_in(round).readers(agent.id, at - 1) for round, at in recent if at >= 1):
         return True
     return agent.id < agent.topology.num_agents and any(
         peer in agent.topology.readers(agent.id, round) for round in agent.topology.window()

@@ -7,19 +7,21 @@ gather    fetch the neighbours' snapshots of this round at the same time (`async
 align     bring the neighbours into my basis, where the policy asks for it
 check     leave out whose model lies too far off, where `merge.checks` ask for it
 fold      me and the neighbours who answered, weighted by my row of W
-calibrate batch-norm statistics, or those of all channels, on my own samples
+calibrate batch-norm statistics, or those of all channels, on my own samples (and then on the neighbours', by them)
 gate      take less of a merge that makes me worse on my own samples, where `merge.gate` asks for it
 report    numbers and sketches, never weights
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
+from dimat.agent.algorithms.rounds import run_steps
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
@@ -27,6 +29,7 @@ from dimat.agent.gather import gather
 from dimat.agent.host import evaluate, train
 from dimat.agent.newest import gather_newest
 from dimat.agent.state import Agent
+from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.agent.train import make_optimizer
@@ -42,10 +45,12 @@ MAX_CALIBRATION_SAMPLES = 512
 
 def run_round(agent: Agent, number: int) -> Steps[Report]:
     """Train, exchange and merge once; yields each thing it waits for and returns the numbers of the round."""
+    if agent.algorithm is not None:  # one that exchanges while it trains
+        return (yield from run_steps(agent, number))
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
 
-    if config.merge.basis == "adopt" and not agent.basis_settled:
+    if config.basis == "adopt" and not agent.basis_settled:
         yield from adopt_root(agent, clock)
 
     with clock("train"):
@@ -56,7 +61,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         return _report(agent, number, clock, loss, before)
 
     moved: Mapping[str, float] = {}
-    if config.merge.basis == "agree" and has_to_agree(agent, number):
+    if config.basis == "agree" and has_to_agree(agent, number):
         moved = yield from agree_on_basis(agent, number, clock)
 
     with clock("publish"):
@@ -87,6 +92,9 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     if config.merge.gate.margin is not None:
         with clock("gate"):
             share, weights = hold_back(agent, mine, merged, weights, calibrate)
+    num_bytes = Counter(gathered.bytes_received)
+    if agent.shares_statistics:
+        num_bytes.update((yield from share_statistics(agent, number, weights, clock)))
     if config.merge.optimizer_state == "reset" and share > 0:
         agent.optimizer = make_optimizer(config.train, agent.model)
     agent.remember_base()
@@ -97,7 +105,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
 
     return _report(
         agent, number, clock, loss, before, after, share=share,
-        weights=weights, bytes_received=gathered.bytes_received, missing=gathered.missing,
+        weights=weights, bytes_received=dict(num_bytes), missing=gathered.missing,
         moved=moved, sketch_before=sketch_before, sketch_after=sketch_after,
     )  # fmt: skip
 
@@ -121,7 +129,7 @@ def calibrate_merged(
     agent: Agent, mine: StateDict, others: Mapping[int, StateDict], weights: Mapping[int, float]
 ) -> None:
     """Put right, on own samples, what folding has done to the statistics of the agent's model."""
-    if agent.config.merge.calibrate == "batchnorm":
+    if agent.config.merge.calibrate in ("batchnorm", "neighbourhood"):
         recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
     elif agent.config.merge.calibrate == "repair":
         repair_merged(agent, mine, others, weights)

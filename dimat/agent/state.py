@@ -27,9 +27,10 @@ from dimat.messages import Change, Directive, Header, Payload, Schema
 from dimat.snapshot.encode import encode
 from dimat.statedict import copy_of, load_into
 from dimat.topology import Topology, with_newcomers, without_agents
-from dimat.transport.base import CLOSED, Buffer, Fetch, Transport
+from dimat.transport.base import Buffer, Fetch, Transport, closed
 
 if TYPE_CHECKING:
+    from dimat.agent.algorithms.api import Algorithm
     from dimat.agent.host import Host
     from dimat.agent.ranks import Ranks
 
@@ -80,11 +81,25 @@ class Agent:
     """Where the others are."""
     repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
     """The topology by who is away, made when first needed."""
+    shares_statistics: bool = False
+    """Whether batch-norm statistics are shared with neighbours after each merge; without batch norm there are none."""
     usual: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """How far the neighbours' models usually lay in the last merges, by kind of tensor; for `merge.checks`."""
     gate_batches: list[Any] = field(default_factory=list)
     """Batches of the agent's own training samples with their labels, for `merge.gate`; empty without it."""
-    buffers: dict[int, Buffer] = field(default_factory=dict)
+    algorithm: Algorithm | None = None
+    """How the agents train together within a round; None for `merge`, whose exchange ends it."""
+    remembered: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the algorithm remembers from one exchange to the next; checkpoints keep it."""
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    """What payloads hold, by kind, where it is not the model."""
+    largest_shard: int = 0
+    """Samples of the agent that has most, as the coordinator knows; 0 when nobody told."""
+    exchange: int = 0
+    """The exchange that has begun, counted over the whole run, where models travel within a round."""
+    owed: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    """Who is still to read what was published, by kind and number, where no agreement on edges sees to it."""
+    buffers: dict[tuple[int, str], Buffer] = field(default_factory=dict)
     status: Status = field(default_factory=Status)
     newest: dict[int, int] = field(default_factory=dict)
     """The newest round of a neighbour's that was ever fetched, for `exchange.mode: async`."""
@@ -106,8 +121,10 @@ class Agent:
         return self.folder / "checkpoints" / str(self.id)
 
     def merges(self, round: int) -> bool:
-        """Whether models are exchanged in `round`."""
-        return round % self.config.merge.every == 0 or self.is_final_merge(round)
+        """Whether `round` ends with a merge of the agents' models."""
+        if self.algorithm is not None:
+            return False
+        return self.config.merge_schedule().merges(round)
 
     def is_final_merge(self, round: int) -> bool:
         """Whether `round` ends with the one merge over the complete graph."""
@@ -177,9 +194,9 @@ class Agent:
         self.transport.publish(payload)
         return payload
 
-    def close_round(self, round: int) -> None:
-        """Tell whoever waits for this agent's acknowledgements that it reads no more of `round`."""
-        self.transport.publish(Payload(Header(CLOSED, round, self.id), ()))
+    def close_round(self, round: int, kind: str = "snapshot") -> None:
+        """Tell whoever waits for this agent's acknowledgements that it reads no more of that kind of `round`."""
+        self.transport.publish(Payload(Header(closed(kind), round, self.id), ()))
 
     @property
     def limits(self) -> Limits:
@@ -193,13 +210,14 @@ class Agent:
 
     def fetch_from(self, peer: int, kind: str, round: int | None) -> Fetch:
         """The request for a peer's payload (None: its newest), into memory that is used again every round."""
-        return Fetch(peer=peer, kind=kind, round=round, into=self.buffer_for(peer))
+        return Fetch(peer=peer, kind=kind, round=round, into=self.buffer_for(peer, kind))
 
-    def buffer_for(self, peer: int) -> Buffer:
-        """Memory for what comes from `peer`, used again every round."""
-        if peer not in self.buffers:
-            self.buffers[peer] = Buffer(self.schema)
-        return self.buffers[peer]
+    def buffer_for(self, peer: int, kind: str = "snapshot") -> Buffer:
+        """Memory for what comes from `peer`, used again every round; whole models of all kinds share it."""
+        key = (peer, kind if kind in self.schemas else "")
+        if key not in self.buffers:
+            self.buffers[key] = Buffer(self.schemas.get(kind, self.schema))
+        return self.buffers[key]
 
     def rounds_held(self) -> tuple[int, ...]:
         """Rounds that this agent can continue from; 0 is the untrained start."""
@@ -215,6 +233,7 @@ class Agent:
             basis_settled=self.basis_settled,
             base=None if self.merges(round) else self.base,  # after a merge it is the model itself
             usual=self.usual,
+            algorithm=self.remembered,
         )
 
     def save(self, round: int) -> None:
@@ -225,7 +244,9 @@ class Agent:
             DimatError: it has refused for so long that in the next round the others would delete the last checkpoint
                 which this agent still shares with them: a run that is continued would begin anew.
         """
-        keep = self.topology.diameter * self.config.merge.every + 2
+        # Where models travel within a round, agents are exchanges apart; a round may be as short as one of them.
+        apart = self.topology.diameter if self.algorithm else self.config.merge_schedule().lead(self.topology.diameter)
+        keep = apart + 2
         if self.rounds_ahead is not None:
             keep = min(keep, self.rounds_ahead() + SPARE_CHECKPOINTS)
         try:
@@ -256,6 +277,7 @@ class Agent:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.basis_settled = checkpoint.basis_settled
         self.usual = checkpoint.usual
+        self.remembered = checkpoint.algorithm
         self.remember_base()
         if self.base is not None and checkpoint.base is not None:
             self.base = checkpoint.base

@@ -12,6 +12,8 @@ from dimat.transport.base import Wait
 log = logging.getLogger(__name__)
 
 _REMEMBERED: Mapping[str, What] = {"published": "published", "acknowledged": "read"}
+_REGULAR = ("snapshot", "step", "difference")
+"""Kinds that are awaited again and again, so that past waits tell of those to come."""
 _MISSED = {"published": "has not published it", "acknowledged": "has not confirmed that it has read it"}
 
 
@@ -54,7 +56,7 @@ def remember(agent: Agent, wait: Wait, there: frozenset[int], arrivals: Mapping[
         arrivals: after how many seconds, where it is known.
         waited_s: how long it has waited altogether.
     """
-    if wait.kind == "snapshot":
+    if wait.kind in _REGULAR:
         for peer in sorted(there):
             agent.past = came(agent.past, _REMEMBERED[wait.what], peer, arrivals.get(peer, waited_s))
     for peer in sorted(set(wait.peers) - there):
@@ -67,7 +69,7 @@ def _tell(agent: Agent, wait: Wait, peer: int, *, passed: bool) -> None:
         log.info("agent %d: round %d: %s: agent %d is not waited for any more", agent.id, wait.round, wait.kind, peer)
         return
     in_a_row = ""
-    if wait.kind == "snapshot":
+    if wait.kind in _REGULAR:
         what = _REMEMBERED[wait.what]
         agent.past = expired(agent.past, what, peer)
         number = agent.past.expiries[what, peer]

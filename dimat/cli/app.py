@@ -302,12 +302,13 @@ def methods(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """List the merge methods, or describe one.
+    """List the merge methods, the algorithms of a run and the schedules of its merges, or describe one.
 
     \b
     Examples:
       dimat methods
       dimat methods mean
+      dimat methods choco
     """
     set_up_logging(verbose, quiet)
     from dimat.cli.methods import methods_command

@@ -1,4 +1,4 @@
-"""`dimat methods [NAME]`: which merges there are, what they need, and their options."""
+"""`dimat methods [NAME]`: which merges there are, what they need, and their options; then algorithms and schedules."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ OWN = "Your own: a function that returns a dimat.merge.Fold, named as module:fun
 
 def methods_command(name: str | None, format: str) -> None:
     """Print every method as a table, or one with its options."""
+    from dimat.cli import training
     from dimat.merge.describe import describe
 
-    described = [describe(name)] if name is not None else _all()
+    others = training.find(name)
+    described = [] if name in others else [describe(name)] if name is not None else _all()
     if format == "json":
-        print(json.dumps({"methods": [_as_json(one) for one in described]}, ensure_ascii=False))
+        told = {"methods": [_as_json(one) for one in described], **training.as_json(others)}
+        print(json.dumps(told, ensure_ascii=False))
         return
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
     if name is None:
         _print_table(console, described)
-    else:
+        training.print_table(console, others, _shown)
+    elif described:
         _print_one(console, described[0])
+    else:
+        training.print_one(console, others[name], _shown, _wrapped)
 
 
 def _all() -> list[Description]:

@@ -14,7 +14,7 @@ class Options:
     Attributes:
         num_agents: n; the agents are 0..n-1. In an elastic run those that may come later are among them.
         rounds: the last round when nothing stops the run before.
-        diameter: rounds that the fastest agent can be ahead: the topology's hops times the rounds per merge.
+        diameter: rounds that the fastest agent can be ahead: the topology's hops, each as long as from merge to merge.
         target_accuracy: mean accuracy after the merge at which the run has done its work.
         patience: rounds without a better mean accuracy after which it stops.
         lease_s: seconds of silence after which a running agent counts as lost. Agents beat every second.
@@ -41,19 +41,21 @@ class Options:
     def of(cls, config: RunConfig, diameter: int, *, lease_s: float | None = None) -> Options:
         """The options that a run's config asks for."""
         merge = config.merge
+        # Agents meet only in merges: between two of them everybody runs ahead.
+        lead = config.merge_schedule().lead(diameter)
         return cls(
             num_agents=config.num_seats,
             num_founders=config.agents,
             # Slow agents are always so many rounds behind; who is further behind than that is still on its way.
-            most_behind=max(1, diameter * merge.every, config.membership.max_staleness),
+            most_behind=max(1, lead, config.membership.max_staleness),
             rounds=config.rounds,
-            # Agents meet only in merges: between two of them everybody runs ahead for `every` rounds.
-            diameter=diameter * merge.every,
+            diameter=lead,
             target_accuracy=config.stop.target_accuracy,
             patience=config.stop.patience,
             lease_s=config.membership.lease_s if lease_s is None else lease_s,
             linear=merge.method == "mean"
-            and (merge.align == "none" or merge.basis != "each_round")
+            and (merge.align == "none" or config.basis != "each_round")
+            and config.algorithm.name == "merge"  # the others descend and mix in one
             and config.exchange.mode == "sync",  # else what was merged are not the models of this round
         )
 

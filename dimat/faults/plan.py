@@ -20,10 +20,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Phase = Literal[
-    "train", "evaluate", "publish", "sketch", "wait", "gather", "align", "fold", "calibrate", "checkpoint"
+    "train", "evaluate", "publish", "sketch", "wait", "gather", "align", "fold", "calibrate", "statistics", "checkpoint"
 ]  # fmt: skip
 PHASES: tuple[str, ...] = (
-    "train", "evaluate", "publish", "sketch", "wait", "gather", "align", "fold", "calibrate", "checkpoint",
+    "train", "evaluate", "publish", "sketch", "wait", "gather", "align", "fold", "calibrate", "statistics",
+    "checkpoint",
 )  # fmt: skip
 """The phases of a round, in their order."""
 

@@ -59,7 +59,7 @@ def check_folder(folder: Path) -> Finding:
 
 def bytes_of_checkpoints(config: RunConfig, model_bytes: int, diameter: int) -> int:
     """Disk that the checkpoints of all agents take at most: those that are kept, and one more while it is written."""
-    kept = diameter * config.merge.every + 3
+    kept = config.merge_schedule().lead(diameter) + 3
     return config.agents * kept * model_bytes * (1 + OPTIMIZER_COPIES[config.train.optimizer])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +91,21 @@ def describe(name: str) -> Description:
         if not required:
             raise
         fold = None
-    summary, body, arguments, source, example = parts_of(inspect.getdoc(method) or "")
-    options = tuple(
+    summary, body, _, source, example = parts_of(inspect.getdoc(method) or "")
+    return Description(name, summary, body, options_in_words(method), source, example, fold)
+
+
+def options_in_words(method: Callable[..., Any]) -> tuple[Option, ...]:
+    """The keyword-only arguments of a function, explained by its docstring.
+
+    >>> def half(x, *, of: float = 0.5): "Half. Whatever of."
+    >>> [(option.name, option.type, option.default) for option in options_in_words(half)]
+    [('of', 'number', 0.5)]
+    """
+    parameters = options_of(method)
+    required = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    arguments = parts_of(inspect.getdoc(method) or "")[2]
+    return tuple(
         Option(
             name=key,
             type=_type_name(parameter.annotation),
@@ -101,7 +115,6 @@ def describe(name: str) -> Description:
         )
         for key, parameter in parameters.items()
     )
-    return Description(name, summary, body, options, source, example, fold)
 
 
 def parts_of(docstring: str) -> tuple[str, str, dict[str, str], str, str]:

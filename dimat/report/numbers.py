@@ -16,11 +16,11 @@ from dimat.messages import Report, RoundSummary
 from dimat.report.record import RunRecord
 
 PHASES = (
-    "train", "wait", "publish", "gather", "align", "check", "fold", "calibrate", "gate", "evaluate", "sketch",
-    "checkpoint",
+    "train", "wait", "publish", "gather", "align", "check", "fold", "calibrate", "gate", "statistics", "evaluate",
+    "sketch", "checkpoint",
 )  # fmt: skip
 """Phases of a round in the order in which they are drawn."""
-MERGING = ("gather", "align", "check", "fold", "calibrate", "gate")
+MERGING = ("gather", "align", "check", "fold", "calibrate", "gate", "statistics")
 """The phases that there would be no need of without merging; waiting is counted apart."""
 
 Matrix = NDArray[np.float64]

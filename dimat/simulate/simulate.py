@@ -158,7 +158,9 @@ def _host(
         note("vectorise", text)
 
     together = Together(Streams(running), must=vectorise == "on", tell=tell, clock=timeline)
-    if vectorise == "off":
+    if config.algorithm.name != "merge" and vectorise != "off":
+        together.give_up(f"algorithm {config.algorithm.name} exchanges within a round, step by step")
+    elif vectorise == "off":
         together.one_by_one = "simulation.vectorise is off"
     for one in running:
         one.agent.host = together

@@ -109,7 +109,11 @@ class Timeline:
                 f"simulation.compute_s_per_sample needs to know how many samples agent {agent.id} has, and its task "
                 f"{type(agent.task).__name__} has no num_samples"
             )
-        return self._conditions.training_ns(agent.id, number, agent.config.train.epochs * int(samples)) / NS
+        return self.computing_s(agent, number, agent.config.train.epochs * int(samples))
+
+    def computing_s(self, agent: Agent, number: int, num_samples: int) -> float:
+        """How long training on `num_samples` samples lasts in round `number`."""
+        return self._conditions.training_ns(agent.id, number, num_samples) / NS
 
     def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
         """What has come of `answers`, which begin to travel now, and after how many seconds all is there."""

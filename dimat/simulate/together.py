@@ -61,6 +61,9 @@ class Clock(Protocol):
     def training_s(self, agent: Agent, number: int) -> float:
         """How long the agent trains in round `number`."""
 
+    def computing_s(self, agent: Agent, number: int, num_samples: int) -> float:
+        """How long it trains there on so many samples."""
+
     def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
         """What of `answers` comes in time, and after how many seconds all has come or is given up."""
 
@@ -111,6 +114,11 @@ class Together:
         lasts_s = self.clock.training_s(agent, number) if self.clock is not None else 0.0
         request = yield from self._ask(Request("train", agent, number), lasts_s)
         return float(request.result) if request.done else train_agent(agent, number)
+
+    def compute(self, agent: Agent, number: int, num_samples: int) -> Steps[None]:
+        """Training step by step, by the agent itself: only the clock goes on."""
+        if self.clock is not None and (lasts_s := self.clock.computing_s(agent, number, num_samples)):
+            yield Wait("hosted", (), "train", number, lasts_s)
 
     def evaluate(self, agent: Agent) -> Steps[Mapping[str, float]]:
         """As `dimat.agent.host.evaluate`, once all have come who are evaluated now."""
@@ -171,9 +179,14 @@ class Together:
                     if not request.done:
                         restore(before[request.agent.id], request.agent.loader)
                         self.streams.replace(request.agent.id, before[request.agent.id])
-                self._give_up(str(why))
+                self.give_up(str(why))
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Train one by one from now on.
+
+        Raises:
+            UsageError: which is not wanted.
+        """
         if self.must:
             raise UsageError(
                 f"simulation.vectorise is on, and the agents cannot be trained as one: {why}",

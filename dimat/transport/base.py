@@ -20,8 +20,17 @@ HISTORY = 2
 """Rounds of each kind that a publisher keeps."""
 
 CLOSED = "closed"
-"""The kind of an empty payload by which an agent says that it reads nothing any more of this round, or an earlier one.
-Whoever waits for its acknowledgement need not wait longer."""
+"""The kind of an empty payload by which an agent says that it reads no snapshot any more of this round, or an earlier
+one. Whoever waits for its acknowledgement need not wait longer."""
+
+
+def closed(kind: str) -> str:
+    """The kind of payload by which an agent says that it reads nothing of `kind` any more.
+
+    >>> closed("snapshot"), closed("statistics")
+    ('closed', 'closed:statistics')
+    """
+    return CLOSED if kind == "snapshot" else f"{CLOSED}:{kind}"
 
 
 @dataclass(frozen=True, slots=True)

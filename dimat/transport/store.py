@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from dimat.errors import RoundGone
 from dimat.messages import Payload
-from dimat.transport.base import CLOSED, HISTORY, Wait
+from dimat.transport.base import HISTORY, Wait, closed
 
 WAIT_TICK_S = 5.0
 """Seconds after which a wait tells again what is known of the missing, though nothing happened."""
@@ -132,7 +132,7 @@ class SnapshotStore:
 
 def has_gone_on(wait: Wait, newest: Mapping[str, int]) -> bool:
     """Whether a peer whose newest rounds by kind are `newest` will not read what `wait` is about any more."""
-    return newest.get(wait.kind, -1) > wait.round or newest.get(CLOSED, -1) >= wait.round
+    return newest.get(wait.kind, -1) > wait.round or newest.get(closed(wait.kind), -1) >= wait.round
 
 
 def wait_for_peers(

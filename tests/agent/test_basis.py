@@ -18,6 +18,7 @@ from dimat.statedict import copy_of
 from dimat.transport.memory import MemoryHub, MemoryTransport
 
 SETTINGS = ["task.model=cnn", "agents=3", "topology.graph=path", "task.partition.scheme=iid", "train.epochs=1"]
+SETTINGS += ["merge.basis=agree"]
 
 
 def agent(number: int, *settings: str, hub: MemoryHub | None = None) -> Agent:
@@ -131,12 +132,21 @@ def test_shares_and_rows() -> None:
 
 
 def test_on_a_directed_graph_two_rounds_on_waits_for_the_readers() -> None:
-    directed = agent(0, "topology.graph=exponential", "agents=4")
-    steps = _readers_have(directed, 3)
-    wait = next(steps)
-    assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (1, 2), "snapshot", 3)
+    for calibrate, kind in (("batchnorm", "snapshot"), ("neighbourhood", "statistics")):  # what is read last
+        directed = agent(0, "topology.graph=exponential", "agents=4", f"merge.calibrate={calibrate}")
+        steps = _readers_have(directed, 3)
+        wait = next(steps)
+        assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (1, 2), kind, 3)
     undirected = agent(0)
     assert list(_readers_have(undirected, 3)) == []
+
+
+def test_who_leaves_waits_until_its_last_statistics_are_read() -> None:
+    """Snapshots of an undirected graph were acknowledged in the merge; statistics come after it."""
+    (wait,) = _readers_have(agent(1), 3, at_the_end=True)
+    assert (wait.what, wait.peers, wait.kind, wait.round) == ("acknowledged", (0, 2), "statistics", 3)
+    assert list(_readers_have(agent(1, "merge.calibrate=batchnorm"), 3, at_the_end=True)) == []
+    assert list(_readers_have(agent(1, "task.model=mlp"), 3, at_the_end=True)) == [], "no batch norm, no statistics"
 
 
 def test_the_tree_is_that_of_the_agents_who_are_there() -> None:

@@ -152,7 +152,7 @@ def test_a_newcomer_takes_a_model_and_is_in_the_ring_when_told(tmp_path: Path) -
 def test_a_newcomer_with_a_trained_model_keeps_its_function_and_takes_the_basis(tmp_path: Path) -> None:
     """It was trained from the founder's start, and renumbered: the basis that it finds back is the founder's."""
     settings = ("task.model.hidden=[8]", "agents=3", "membership.elastic=true", "membership.max_agents=4")
-    aligned = ("merge.align=weights", "init=same")
+    aligned = ("merge.align=weights", "merge.basis=agree", "init=same")
     founder = agent(0, tmp_path, MemoryHub(), *settings, *aligned)
     assert founder.spec is not None
     state = {name: tensor.clone() for name, tensor in founder.model.state_dict().items()}

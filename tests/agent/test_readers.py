@@ -21,7 +21,7 @@ def agent_of(
     made = Agent.__new__(Agent)
     made.id, made.config, made.status = number, config, Status(round=round)
     made.topology = load_topology(graph, 8)
-    made.repaired = {}
+    made.repaired, made.algorithm = {}, None
     told = sorted((away or {}).items())
     made.changes = tuple(Change(number + 1, from_round, gone) for number, (from_round, gone) in enumerate(told))
     return made
@@ -90,3 +90,17 @@ def test_a_newcomer_takes_its_first_model_from_anybody_and_then_reads_its_own_ed
     found = [number for number in range(8) if 8 in readers(agent_of("ring", number, 30, *elastic, away=joined))]
     assert len(found) == 2, "it was woven into one edge"
     assert readers(agent_of("ring", 8, 30, *elastic, away=joined)) == set(found)
+
+
+def test_where_models_travel_within_a_round_exchanges_are_what_counts() -> None:
+    """In round 2 of an algorithm the agent is in exchange 7: the graphs of exchanges 5 to 7 are the ones read by."""
+    agent = agent_of("one_peer_exponential", 0, 2)
+    agent.algorithm, agent.exchange = object(), 7
+    topology = load_topology("one_peer_exponential", 8)
+    window = {peer for round in topology.window() for peer in topology.readers(0, round)}
+    recent = {peer for exchange in range(7 - HISTORY, 8) for peer in topology.readers(0, exchange - 1)}
+    assert readers(agent) == recent | window
+    agent = agent_of("random_matching", 0, 1)
+    agent.algorithm, agent.exchange = object(), 12
+    topology = load_topology("random_matching", 8)
+    assert readers(agent) >= {peer for exchange in (10, 11, 12) for peer in topology.readers(0, exchange - 1)}

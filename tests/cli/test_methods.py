@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dimat.agent.algorithms import builtin_algorithms
 from dimat.cli import app
 from dimat.merge.describe import describe
 from dimat.merge.registry import builtin_methods, options_of
+from dimat.schedules import BUILTIN
 
 Dimat = Callable[..., tuple[int, str, str]]
 
@@ -119,3 +121,35 @@ def test_a_users_method_with_an_option_that_must_be_given(dimat: Dimat, tmp_path
     (method,) = listed(dimat, "own.py:mine").values()
     assert method["order_matters"] is None
     assert [one["required"] for one in method["options"]] == [True, False]
+
+
+def test_algorithms_and_schedules_stand_below_with_their_options(dimat: Dimat) -> None:
+    code, out, _ = dimat("methods")
+    assert code == 0
+    below = out.partition("-s algorithm=NAME")[2].split()
+    for name, maker in {**builtin_algorithms(), **BUILTIN}.items():
+        assert name in below
+        assert all(any(word.startswith(f"{option}=") for word in below) for option in options_of(maker))
+    told = json.loads(dimat("methods", "--format", "json")[1])
+    assert [one["name"] for one in told["algorithms"]] == sorted(builtin_algorithms())
+    assert [one["name"] for one in told["schedules"]] == list(BUILTIN)
+
+
+@pytest.mark.parametrize("name", [*sorted(builtin_algorithms()), *BUILTIN])
+def test_one_of_them_is_explained_with_its_formulas_and_options(dimat: Dimat, name: str) -> None:
+    code, out, _ = dimat("methods", name)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    (one,) = [one for kind in ("algorithms", "schedules") for one in listed_as(dimat, name)[kind]]
+    assert " ".join(one["summary"].split()) in told
+    for option in one["options"]:
+        assert option["type"] and option["what"]
+        assert " ".join(option["what"].split()) in told
+    if name in builtin_algorithms():
+        assert "arXiv" in one["source"] and "<- " in one["documentation"]
+
+
+def listed_as(dimat: Dimat, *words: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(dimat("methods", *words, "--format", "json")[1])
+    return told

@@ -326,7 +326,7 @@ def test_the_newest_round_does_not_come_over_a_cut_link(tmp_path: Path) -> None:
 
 def test_a_root_that_dies_before_it_has_handed_its_basis_on_leaves_one_basis(run: Any) -> None:
     """The centre of a star: all others kept their own bases in round 1."""
-    settings = ("train.epochs=4", "topology.graph=star")
+    settings = ("train.epochs=4", "topology.graph=star", "merge.basis=agree")
     told = run({"at": {"agent": 0, "round": 1, "phase": "align"}, "do": "kill"}, settings=settings)
     moved = {
         (agent, round): max(told.reports[agent, round].moved.values(), default=0.0)

@@ -118,7 +118,7 @@ def test_the_base_is_the_own_model_after_the_last_merge(tmp_path: Path, monkeypa
 
 def test_the_first_base_is_the_start_in_the_agreed_basis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(monkeypatch)
-    config = small("opcm", "rounds=1")
+    config = small("opcm", "rounds=1", "merge.basis=agree")
     run(config, tmp_path / "run")
     num_renumbered = 0
     for number in range(3):

@@ -93,7 +93,7 @@ def test_with_one_initialisation_agreeing_changes_nothing(tmp_path: Path) -> Non
 
 
 def test_agreeing_moves_units_once_and_then_keeps_the_basis(tmp_path: Path) -> None:
-    told = reports(run(small(), tmp_path / "run"))
+    told = reports(run(small("merge.basis=agree"), tmp_path / "run"))
     root, parents = load_topology("ring", 4).tree()
     for agent in range(4):
         shares = told[agent, 1].moved
@@ -107,7 +107,7 @@ def test_each_round_moves_units_each_round(tmp_path: Path) -> None:
 
 
 def test_matching_by_weights_moves_units_too(tmp_path: Path) -> None:
-    told = reports(run(small("merge.align=weights", "rounds=1"), tmp_path / "run"))
+    told = reports(run(small("merge.align=weights", "merge.basis=agree", "rounds=1"), tmp_path / "run"))
     assert any(max(told[agent, 1].moved.values(), default=0.0) > 0.5 for agent in range(4))
 
 
@@ -301,7 +301,8 @@ def test_adopting_needs_no_alignment(tmp_path: Path) -> None:
     [
         (["merge.calibrate=none"], ["merge.calibrate=batchnorm"]),
         (["task.model=mlp", "merge.calibrate=batchnorm"], ["task.model=mlp", "merge.calibrate=repair"]),
-        (["merge.probe=local"], ["merge.probe=shared"]),
+        (["merge.calibrate=batchnorm"], ["merge.calibrate=neighbourhood"]),
+        (["merge.basis=agree", "merge.probe=local"], ["merge.basis=agree", "merge.probe=shared"]),
     ],
 )
 def test_what_an_option_says_is_done(tmp_path: Path, one: list[str], other: list[str]) -> None:
@@ -312,7 +313,8 @@ def test_what_an_option_says_is_done(tmp_path: Path, one: list[str], other: list
 
 def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: Path) -> None:
     """The oracle: torch's own cumulative average over the same samples."""
-    config = load_config(None, ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1"])
+    net = ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1", "merge.calibrate=batchnorm"]
+    config = load_config(None, net)
     folder = run(config, tmp_path / "run")
     agent = build_agent(config, 2, folder, "s", lambda schema: MemoryTransport(2, "s", schema, MemoryHub()))
     agent.resume(1)
@@ -369,7 +371,7 @@ def test_groups_that_do_not_verify_stop_the_run_before_it_starts(monkeypatch: py
 
     monkeypatch.setattr(PermutationSpec, "verify", refuse)
     with pytest.raises(AlignmentError, match="group fc1"):
-        check_run(small())
+        check_run(small("merge.basis=agree"))
     check_run(small("merge.align=none"))
 
 

@@ -76,7 +76,8 @@ def test_agents_that_never_agree_are_called_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ring.yaml", "torus.yaml", "exponential.yaml", "hospitals.yaml", "two_sites.py:build"]
+    "name",
+    ["ring.yaml", "torus.yaml", "exponential.yaml", "hospitals.yaml", "two_sites.py:build", "bipartite.py:build"],
 )
 def test_every_ready_topology_is_shown_with_a_picture(name: str, tmp_path: Path) -> None:
     text = output("show", str(READY / name), "--png", str(tmp_path / "picture.png"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from dimat.errors import PluginError, TopologyError, UsageError
@@ -218,6 +219,19 @@ def test_the_two_sites_are_joined_in_every_nth_round() -> None:
     assert joined == [True, False, False, True, False, False, True]
     with pytest.raises(TopologyError, match="every must be 1, 2, 3 or 4, not 5"):
         build(name, 6, every=5)
+
+
+def test_the_bipartite_graph_has_the_weights_of_the_publication() -> None:
+    """The matrices that DIMAT's experiments use: a = 1/(n - 1), b = 1 - (n - 2) a, c = 1 - 2 a."""
+    name = f"{Path(__file__).parents[2] / 'topologies' / 'bipartite.py'}:build"
+    for n in (5, 10):
+        a = 1 / (n - 1)
+        expected = np.zeros((n, n))
+        expected[:2, 2:] = expected[2:, :2] = a
+        np.fill_diagonal(expected, [1 - (n - 2) * a] * 2 + [1 - 2 * a] * (n - 2))
+        np.testing.assert_allclose(load_topology(name, n).matrix(), expected, atol=1e-12)
+    with pytest.raises(TopologyError, match="at least 4 agents, not 3"):
+        build(name, 3)
 
 
 def test_a_slip_of_the_finger_does_not_build_a_hundred_million_agents(tmp_path: Path) -> None:

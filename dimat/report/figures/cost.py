@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Work of one's own in greys and blues, waiting nearly white, merging in warm colours.
 _COLORS = {
     "train": "#7B8794", "wait": "#E4E7EB", "publish": "#56B4E9", "gather": "#E69F00", "align": "#D55E00",
-    "fold": "#CC79A7", "calibrate": "#F0E442", "evaluate": "#0072B2", "sketch": "#332288",
+    "fold": "#CC79A7", "calibrate": "#F0E442", "statistics": "#DDCC77", "evaluate": "#0072B2", "sketch": "#332288",
     "checkpoint": "#009E73",
 }  # fmt: skip
 _OTHERS = ("#882255", "#44AA99", "#AA4499", "#117733")

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dimat.errors import PeerUnavailable, TransportError, UsageError
 from dimat.messages import Description, Payload, Schema
-from dimat.transport.base import CLOSED, Fetch, Wait
+from dimat.transport.base import Fetch, Wait, closed
 from dimat.transport.grpc import convert, options
 from dimat.transport.grpc.admission import Admission, Limits
 from dimat.transport.grpc.callers import MayRead, peer_rules
@@ -157,14 +157,14 @@ class GrpcTransport:
         if len(came) == len(wait.peers) or wait.timeout_s <= UNASKED_S:
             return readers() & frozenset(wait.peers)
         later = replace(wait, round=wait.round + 1, timeout_s=wait.timeout_s - UNASKED_S)
-        closed = replace(later, kind=CLOSED, round=wait.round)
+        over = replace(later, kind=closed(wait.kind), round=wait.round)
         published: dict[int, int] = {}
         ended: dict[int, int] = {}
         loop = self._running()
-        polls = [*loop.run(self._start_polls(later, published)), *loop.run(self._start_polls(closed, ended))]
+        polls = [*loop.run(self._start_polls(later, published)), *loop.run(self._start_polls(over, ended))]
 
         def settled() -> frozenset[int]:
-            told = {peer: {wait.kind: published.get(peer, -1), CLOSED: ended.get(peer, -1)} for peer in wait.peers}
+            told = {peer: {wait.kind: published.get(peer, -1), over.kind: ended.get(peer, -1)} for peer in wait.peers}
             return readers() | self._gone | {peer for peer, newest in told.items() if has_gone_on(wait, newest)}
 
         try:

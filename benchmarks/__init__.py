@@ -1,0 +1,1 @@
+"""Claims and the scripts that measure them; `python -m benchmarks.decentralized` compares the methods."""
