@@ -190,6 +190,17 @@ def test_vectorised_agents_keep_the_same_time(tmp_path: Path) -> None:
         assert reports(together)[key].metrics["loss"] == pytest.approx(report.metrics["loss"], rel=1e-3)
 
 
+def test_an_algorithm_that_exchanges_at_every_step_pays_for_every_transfer(tmp_path: Path) -> None:
+    settings = ["algorithm=dsgd", "algorithm.steps=3", "rounds=2", "train.batch_size=50"]
+    small_ones = [one for one in SMALL if not one.startswith("merge.")]
+    folder = run(load_config(None, [*small_ones, *CLOCK, *settings]), tmp_path / "run")
+    for (agent, number), time_s in times(folder).items():
+        assert time_s == pytest.approx(3 * number * (50 * 0.01 + TRANSFER_S)), agent
+    for report in reports(folder).values():
+        assert report.seconds["train"] == pytest.approx(1.5)
+        assert report.seconds["gather"] == pytest.approx(3 * TRANSFER_S)
+
+
 def test_a_run_that_is_continued_goes_on_in_time(tmp_path: Path) -> None:
     whole = run(small(*CLOCK), tmp_path / "whole")
     folder = run(small(*CLOCK), tmp_path / "halves")

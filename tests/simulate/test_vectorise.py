@@ -162,6 +162,14 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said(tmp_path: Path, t
         run(must, tmp_path / "on")
 
 
+def test_an_algorithm_that_exchanges_at_every_step_is_not_stacked(tmp_path: Path) -> None:
+    settings = ["algorithm=dsgd", "algorithm.steps=2", "rounds=1", "agents=3"]
+    folder = run(small(*settings, "simulation.vectorise=auto"), tmp_path / "auto")
+    assert "dsgd exchanges within a round" in events(folder)[0]
+    with pytest.raises(UsageError, match="dsgd exchanges within a round"):
+        run(small(*settings, "simulation.vectorise=on"), tmp_path / "on")
+
+
 def test_convolutions_are_stacked_only_when_asked_for(tmp_path: Path) -> None:
     settings = ["task.model={name: cnn, width: 0.125}", "rounds=1", "agents=3", "train.epochs=1", "init=same"]
     configs = {word: load_config(None, [*settings, f"simulation.vectorise={word}"]) for word in ("off", "auto", "on")}
