@@ -171,7 +171,8 @@ class MergeConfig(Part):
     """What permutations are found by."""
     basis: Literal["auto", "agree", "adopt", "each_round"] = "auto"
     """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published. auto: agents
-    that have not trained before the run adopt, those that bring trained models agree."""
+    that have not trained before the run adopt; those that bring trained models agree, unless these were trained apart
+    on samples that have few classes in common: then they adopt, too."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
     calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
@@ -368,11 +369,6 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.merge.basis == "adopt" and self.init not in ("same", "different"):
-            raise ValueError(
-                "merge.basis 'adopt' gives the root's weights to agents that have not trained, but init names a folder "
-                "of trained ones: use merge.basis 'agree'"
-            )
         most = self.membership.max_agents
         if most is not None and not self.membership.elastic:
             raise ValueError("membership.max_agents has no meaning without membership.elastic: true")
@@ -449,7 +445,7 @@ class RunConfig(Part):
 
     @property
     def basis(self) -> Literal["agree", "adopt", "each_round"]:
-        """`merge.basis`, decided.
+        """`merge.basis`, decided as far as the config alone says (`dimat.agent.basis.choose_basis` knows the rest).
 
         >>> RunConfig().basis, RunConfig(init="checkpoints").basis
         ('adopt', 'agree')

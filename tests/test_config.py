@@ -117,7 +117,6 @@ def test_the_documented_config_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["merge.basis=adopt", "init=checkpoints"], "use merge.basis 'agree'"),
         (["merge.final=complete", "stop.patience=3"], "take one or the other"),
         (["exchange.timeout_s=.inf"], "finite"),
         (["train.lr=.nan"], "train.lr"),

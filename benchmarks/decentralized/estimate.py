@@ -21,7 +21,7 @@ GUESS_S: Mapping[tuple[str, str], tuple[float, float]] = {
 }
 """On one core of a server: seconds of a local epoch of all agents together, and of the rest of a round."""
 UNKNOWN_S = (10.0, 10.0)
-GRADIENT_FACTOR = 2.5
+GRADIENT_FACTOR = 2.0
 """Rounds of gradient methods, which exchange at every step, against those of the others."""
 
 

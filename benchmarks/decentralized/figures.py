@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SPENT = {"round": "rounds", "bytes": "megabytes received by all agents", "seconds": "seconds of one agent"}
 COLORS: Mapping[str, str] = {
-    "dimat": "#0072B2", "wa": "#D55E00", "wm": "#009E73", "dimat_local": "#CC79A7", "dimat_shared": "#E69F00",
+    "dimat": "#0072B2", "wa": "#D55E00", "wa_own": "#F0A070", "wm": "#009E73", "dimat_local": "#CC79A7",
+    "dimat_shared": "#E69F00",
     "dsgd": "#000000", "cdmsgd": "#888888", "sgp": "#7A4A10", "cga": "#56B4E9", "swarm": "#6A3FB5", "choco": "#A8B400",
 }  # fmt: skip
 _COLORS_OF_A_PNG = 256
@@ -60,8 +61,8 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
 
     down = list(dict.fromkeys(row for row, _ in panels))
     across = sorted({column for _, column in panels}, key=list(PARTITIONS).index)
-    # A single panel would be a stamp: it gets the width of two.
-    figure = Figure(figsize=(max(4.6, 2.5 * len(across) + 0.5), 2.2 * len(down) + 0.9))
+    width = max(7.0, 2.5 * len(across) + 0.5)  # the title and the legend need seven inches
+    figure = Figure(figsize=(width, 2.2 * len(down) + 0.9))
     figure.suptitle(f"{title}: accuracy against {SPENT[spent]}", x=0.012, ha="left", fontsize=10, fontweight="bold")
     grid = figure.subplots(len(down), len(across), squeeze=False, sharey=True)
     labelled: dict[str, Any] = {}
@@ -77,7 +78,9 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
         axes.tick_params(labelsize=8, labelleft=alone)
         if spent == "bytes":
             _byte_axis(axes, methods)
-    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(6, len(labelled)))
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(int(width / 1.4), len(labelled))
+    )
     return _png(figure)
 
 

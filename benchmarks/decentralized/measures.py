@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.decentralized.cells import Setting
+from benchmarks.decentralized.cells import Cell, Setting
 from benchmarks.decentralized.methods import RIVALS
 from benchmarks.decentralized.table import PHASES, Row, finished
 
@@ -83,6 +83,15 @@ def lead(methods: Mapping[str, Runs], number: int) -> float:
         return math.nan
     means = {name: at_round({s: methods[name][s] for s in seeds}, number).mean for name in compared}
     return means["dimat"] - max(means[name] for name in RIVALS)
+
+
+def diverged(rows: Iterable[Row]) -> dict[Cell, int]:
+    """The runs that diverged, and the last round that each of them did: after it nothing is spent any more."""
+    ended: dict[Cell, int] = {}
+    for row in rows:
+        if math.isnan(row.numbers["consensus"]) and seconds_of(row) == 0:
+            ended[row.cell] = min(ended.get(row.cell, row.round), row.round - 1)
+    return ended
 
 
 def difference(methods: Mapping[str, Runs], one: str, other: str, number: int) -> float:

@@ -21,14 +21,20 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "wa": Method(("merge.align=none",), "plain weighted averaging"),
-    "wm": Method(("merge.align=weights", "merge.basis=each_round"), "weight matching in each round"),
+    "wa": Method(("merge.align=none", "merge.calibrate=none"), "plain weighted averaging of all tensors"),
+    "wa_own": Method(
+        ("merge.align=none", "merge.calibrate=batchnorm"),
+        "the same, recalibrated on own samples",
+    ),
+    "wm": Method(
+        ("merge.align=weights", "merge.basis=each_round", "merge.calibrate=batchnorm"), "weight matching in each round"
+    ),
     "dimat_local": Method(
-        ("merge.align=activations", "merge.basis=each_round", "merge.probe=local"),
+        ("merge.align=activations", "merge.basis=each_round", "merge.probe=local", "merge.calibrate=batchnorm"),
         "DIMAT as published, but with each agent's own samples as probe",
     ),
     "dimat_shared": Method(
-        ("merge.align=activations", "merge.basis=each_round", "merge.probe=shared"),
+        ("merge.align=activations", "merge.basis=each_round", "merge.probe=shared", "merge.calibrate=batchnorm"),
         "DIMAT as published: the probe is drawn from everybody's data",
     ),
     "dimat": Method((), "dimat's default settings"),
@@ -39,7 +45,7 @@ METHODS: Mapping[str, Method] = {
     "swarm": Method(("algorithm=swarm",), "SwarmSGD: random pairs average", gradient=True),
     "choco": Method(("algorithm=choco",), "CHOCO-SGD: compressed gossip", gradient=True),
 }
-RIVALS = ("wa", "wm", "dimat_local")
+RIVALS = ("wa", "wa_own", "wm", "dimat_local")
 """What dimat's default is held against: all that uses local data only and merges once a round."""
 
 

@@ -107,6 +107,11 @@ def _progress(suite: str, rows: Sequence[Row]) -> list[str]:
     absent = sorted({cell.method for cell in left} - {cell.method for cell in done})
     if absent:
         lines.append(f"Not run at all: {', '.join(absent)}.")
+    lines += [
+        f"{cell.method} diverged in round {last} on {cell.setting.title}, seed {cell.seed}: what it had then stands for"
+        " the rounds after."
+        for cell, last in measures.diverged(rows).items()
+    ]
     return [" ".join(lines), ""]
 
 

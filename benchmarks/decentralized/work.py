@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from benchmarks.decentralized import data, pretrain
 from benchmarks.decentralized.cells import Cell
-from benchmarks.decentralized.table import PHASES, Row
+from benchmarks.decentralized.table import NUMBERS, PHASES, Row
 
 if TYPE_CHECKING:
     from dimat.messages import Report, RoundSummary, View
+
+UNKNOWN = dict.fromkeys(("consensus_before", "consensus"), math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,22 @@ def run_cell(cell: Cell, places: Places) -> list[Row]:
             summaries, reports, outcome = store.summaries(), store.reports(sketches=False), store.outcome()
     if outcome is not None and outcome.kind == "interrupted":
         raise KeyboardInterrupt
-    if len(summaries) < config.rounds:
-        raise DimatError(f"the run of {cell.name} ended after round {len(summaries)} of {config.rounds}")
-    return rows_of(cell, summaries, reports, averaged.accuracy)
+    rows = rows_of(cell, summaries, reports, averaged.accuracy)
+    if len(rows) == config.rounds:
+        return rows
+    reason = outcome.reason if outcome is not None else "nobody said why"
+    if outcome is None or outcome.kind != "diverged" or not rows:
+        raise DimatError(f"the run of {cell.name} ended after round {len(rows)} of {config.rounds}: {reason}")
+    return [*rows, *(standing_still(rows[-1], number) for number in range(len(rows) + 1, config.rounds + 1))]
+
+
+def standing_still(last: Row, number: int) -> Row:
+    """A round that a run did not come to because it had diverged: it is a result, and keeps its last accuracy.
+
+    Nothing is spent in it and its distances are unknown, which is what `measures.diverged` knows it by.
+    """
+    kept = {name: value for name, value in last.numbers.items() if name.startswith("accuracy")}
+    return Row(last.cell, number, {**dict.fromkeys(NUMBERS, 0.0), **UNKNOWN, **kept})
 
 
 def rows_of(

@@ -114,13 +114,15 @@ def build_agent(
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
     aligns = algorithm is None and config.merge.align != "none" and config.basis != "adopt"
+    needs_spare = aligns or config.merge.calibrate == "repair" or (algorithm is not None and algorithm.spare)
     twin = like if like is not None and _are_alike(like.model, model) else None
     spec = None
     if aligns:
         spec = find_groups(model, own_samples) if twin is None else twin.spec
+    spare = None if twin is None else twin.spare
+    if spare is None and needs_spare:
+        spare = copy.deepcopy(model)
     seed_all(derive_seed(config.seed, "train", agent))
-    needs_spare = aligns or config.merge.calibrate == "repair" or (algorithm is not None and algorithm.spare)
-    spare = twin.spare if twin is not None else copy.deepcopy(model) if needs_spare else None
     schema = schema_of(model.state_dict(), groups=spec.fingerprint if spec else "")
     made = Agent(
         id=agent,
@@ -140,6 +142,7 @@ def build_agent(
         transport=make_transport(schema),
         start=capture(loader),
         spare=spare,
+        basis=config.basis,
         # Agents of one initialisation have one basis from the start: there is nothing to agree on.
         basis_settled=config.init == "same"
         or algorithm is not None

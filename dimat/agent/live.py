@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from dimat.agent.algorithms.exchange import let_all_read
+from dimat.agent.basis import choose_basis
 from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
 from dimat.agent.state import Agent
@@ -66,6 +67,7 @@ def refuse_difference(agent: int, mine: Schema, peer: int, theirs: Schema) -> No
 def run_rounds(agent: Agent, view: View, control: Control) -> Steps[Directive]:
     """All rounds from the agreed start to the agreed end; returns the coordinator's last word."""
     rounds = agent.config.rounds
+    agent.basis = choose_basis(agent.config, {member.agent: member.histogram for member in view.members})
     metrics = agent.folder / "metrics" / f"{agent.id}.jsonl"
     start = view.start_round
     if agent.config.exchange.mode == "async":

@@ -50,7 +50,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
 
-    if config.basis == "adopt" and not agent.basis_settled:
+    if agent.basis == "adopt" and not agent.basis_settled:
         yield from adopt_root(agent, clock)
 
     with clock("train"):
@@ -61,7 +61,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         return _report(agent, number, clock, loss, before)
 
     moved: Mapping[str, float] = {}
-    if config.basis == "agree" and has_to_agree(agent, number):
+    if agent.basis == "agree" and has_to_agree(agent, number):
         moved = yield from agree_on_basis(agent, number, clock)
 
     with clock("publish"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -69,6 +69,8 @@ class Agent:
     """The random streams right after the agent was made: what a run from round 1 begins with."""
     spare: torch.nn.Module | None = None
     """A second module of the same shape in which other weights than the agent's are run on samples."""
+    basis: Literal["agree", "adopt", "each_round"] = "agree"
+    """`merge.basis`; for `auto` decided when the agents have met."""
     basis_settled: bool = False
     basis_round: int | None = None
     """The round in which this process agreed on a basis; None while it has not, and for one read from a checkpoint."""

@@ -1,11 +1,24 @@
 """Agents number their units alike: the function stays, momentum moves along, the tree is walked from the root."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dimat.agent.basis import agree_on_basis, align_neighbours, has_to_agree, match, permute_agent, shares_moved
+from dimat.agent.basis import (
+    adopt_root,
+    agree_on_basis,
+    align_neighbours,
+    choose_basis,
+    has_to_agree,
+    label_overlap,
+    likeness,
+    match,
+    permute_agent,
+    shares_moved,
+)
 from dimat.agent.build import build_agent
 from dimat.agent.gather import realised_row
 from dimat.agent.live import _readers_have
@@ -180,3 +193,61 @@ def test_nobody_ends_a_wait_for_one_that_leaves_in_order() -> None:
     made.transport.presume_gone = told.append  # type: ignore[method-assign]
     made.hear(Directive(changes=(Change(1, 5, (1, 2), leaving=(2,)),)))
     assert told == [frozenset({1})]
+
+
+def histograms(*labels: str) -> dict[int, dict[str, int]]:
+    return {number: dict(Counter(own)) for number, own in enumerate(labels)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "basis"),
+    [
+        (["init=different"], ("ab", "ab"), "adopt"),
+        (["init=same"], ("ab", "cd"), "adopt"),
+        (["init=FOLDER"], ("ab", "ab"), "agree"),
+        (["init=FOLDER"], ("ab", "cd"), "adopt"),
+        (["init=FOLDER"], ("", ""), "agree"),  # a task that does not say
+        (["init=FOLDER", "merge.basis=agree"], ("ab", "cd"), "agree"),
+        (["init=FOLDER", "merge.align=none"], ("ab", "cd"), "agree"),
+        (["init=different", "merge.align=none"], ("ab", "ab"), "agree"),
+        (["init=FOLDER", "merge.basis=each_round"], ("ab", "cd"), "each_round"),
+    ],
+)
+def test_how_agents_come_to_one_basis(settings: list[str], labels: tuple[str, ...], basis: str) -> None:
+    assert choose_basis(load_config(None, settings), histograms(*labels)) == basis
+
+
+def test_the_overlap_is_that_of_the_average_pair() -> None:
+    """Pairs: a-a 1, aa-ab 1/2, twice."""
+    assert label_overlap(histograms("aa", "a", "ab")) == pytest.approx(2 / 3)
+    assert label_overlap(histograms("aa", "")) is None
+
+
+def test_models_of_one_ancestor_are_alike_and_those_trained_apart_are_not() -> None:
+    one, two = agent(0), agent(1)
+    tuned = {name: tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in copy_of(one.model).items()}
+    assert likeness(copy_of(one.model), tuned) > 0.9
+    assert abs(likeness(copy_of(one.model), copy_of(two.model))) < 0.1
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_trained_model_gives_way_to_its_parents_unless_they_have_one_ancestor(tmp_path: Path, tuned: bool) -> None:
+    hub, made = MemoryHub(), []
+    for number in range(3):
+        state = copy_of(agent(1 if tuned else number).model)
+        noise = {n: t + 0.001 * number if t.is_floating_point() else t for n, t in state.items()}
+        save_file(noise, tmp_path / f"{number}.safetensors")
+    for number in (0, 1):
+        config = load_config(None, [*SETTINGS, f"init={tmp_path}", "merge.basis=adopt"])
+        made.append(build_agent(config, number, tmp_path, "s", lambda s, n=number: MemoryTransport(n, "s", s, hub)))
+        made[-1].transport.start()
+    own = copy_of(made[0].model)
+    with pytest.raises(StopIteration):
+        next(adopt_root(made[1], PhaseClock(made[1].status)))  # the root of the path
+    steps = adopt_root(made[0], PhaseClock(made[0].status))
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(frozenset({1}))
+    kept = copy_of(made[0].model)
+    expected = own if tuned else copy_of(made[1].model)
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)

@@ -51,8 +51,8 @@ def test_a_suite_begins_with_seed_0_of_everything(suite: str) -> None:
 
 def test_the_methods_of_a_setting_stand_next_to_each_other() -> None:
     first = [cell for cell in cells_of("small") if cell.seed == 0 and not METHODS[cell.method].gradient]
-    assert [cell.method for cell in first[:4]] == ["wa", "wm", "dimat_local", "dimat"]
-    assert all(len({cell.setting for cell in first[place : place + 4]}) == 1 for place in range(0, len(first), 4))
+    assert [cell.method for cell in first[:5]] == ["wa", "wa_own", "wm", "dimat_local", "dimat"]
+    assert all(len({cell.setting for cell in first[place : place + 5]}) == 1 for place in range(0, len(first), 5))
 
 
 def test_every_cell_names_what_there_is() -> None:
@@ -72,7 +72,7 @@ def test_small_has_all_cells_of_digits_and_six_of_fashion_mnist() -> None:
     assert len(grid) == 2 * 4 * 3
     assert len({c.setting for c in held if c.setting.dataset == "fashion_mnist"}) == 6
     for setting in {c.setting for c in held}:
-        assert len([c for c in held if c.setting == setting]) == 4 * 3
+        assert len([c for c in held if c.setting == setting]) == 5 * 3
 
 
 def test_a_cell_is_a_config_and_the_default_sets_nothing_of_how_to_merge() -> None:

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 
 from benchmarks.decentralized import averaged, data, pretrain
 from benchmarks.decentralized.cells import Cell, Setting
+from benchmarks.decentralized.measures import diverged, seconds_of
+from benchmarks.decentralized.report import section
+from benchmarks.decentralized.table import from_csv, to_csv
 from benchmarks.decentralized.work import Places, rows_of, run_cell
 from dimat.agent.build import build_task
 from dimat.config import load_config
@@ -121,6 +124,24 @@ def test_the_averaged_model_of_agents_that_are_one_is_each_of_them(tmp_path: Pat
         for summary in store.summaries():
             if summary.round in measured.accuracy:
                 assert measured.accuracy[summary.round] == pytest.approx(summary.mean_accuracy, abs=0.003)
+
+
+def test_a_run_that_diverged_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds that it did not come to are there as it was left, and the report says so."""
+    setting = Setting("digits", "tiny", "iid", "complete", 2, "same", 6, epochs=1)
+    monkeypatch.setattr(
+        "dimat.coordinator.convergence.divergence",
+        lambda summaries, reports, options: "agent 0 diverged" if len(summaries) == 2 else "",
+    )
+    rows = run_cell(Cell(setting, "wa", 0), Places(tmp_path, tmp_path, tmp_path))
+    assert [row.round for row in rows] == [1, 2, 3, 4, 5, 6]
+    last = diverged(rows)[rows[0].cell]
+    assert 1 <= last < 6
+    assert all(row.numbers["bytes"] > 0 for row in rows[:last])
+    assert all(row.numbers["bytes"] == 0 and seconds_of(row) == 0 for row in rows[last:])
+    assert {row.numbers["accuracy"] for row in rows[last:]} == {rows[last - 1].numbers["accuracy"]}
+    assert f"wa diverged in round {last} on digits tiny iid complete 2 same, seed 0" in section("small", rows, [])
+    assert diverged(from_csv(to_csv(rows))) == diverged(rows)
 
 
 def test_the_numbers_of_a_row_are_those_of_the_reports() -> None:

@@ -20,7 +20,8 @@ YAML, CONSOLE, PYTHON = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL) fo
 def test_its_commands_run_and_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("timed.yaml").write_text(YAML[0])
-    assert set(yaml.safe_load(YAML[0])["simulation"]) | {"vectorise", "checkpoint_every"} == set(SimulationConfig.model_fields)
+    told = set(yaml.safe_load(YAML[0])["simulation"])
+    assert told | {"vectorise", "checkpoint_every"} == set(SimulationConfig.model_fields)
     for command in CONSOLE[0].splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as ended:
