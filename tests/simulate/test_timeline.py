@@ -181,8 +181,29 @@ def test_a_transfer_that_outlasts_its_deadline_does_not_come(tmp_path: Path) -> 
     assert all("it has published no 'snapshot' yet" in reason for reason in reasons if reason not in late)
 
 
-def test_vectorised_agents_keep_the_same_time(tmp_path: Path) -> None:
-    settings = [*CLOCK, "simulation.stragglers={1: 2.5}"]
+def test_a_directed_graph_waits_for_its_readers_in_time(tmp_path: Path) -> None:
+    """Agent a reads a+1, a+2 and a+4: the slow agent is read by all others, directly or in two steps."""
+    folder = run(small(*CLOCK, "topology.graph=exponential", "simulation.stragglers={2: 3}"), tmp_path / "run")
+    assert not any(report.missing for report in reports(folder).values())
+    slow_s = trains_s()[2] * 3
+    for agent in range(5):
+        assert times(folder)[agent, 4] >= 3 * slow_s, "nobody is more than a round ahead of whom it reads"
+    assert times(folder)[2, 4] == pytest.approx(4 * (slow_s + TRANSFER_S)), "and whoever is slowest waits for nobody"
+
+
+def test_a_killed_agent_costs_its_neighbours_a_deadline_and_then_nothing(tmp_path: Path) -> None:
+    fault = "faults=[{do: kill, at: {agent: 2, round: 2, phase: train}}]"
+    settings = ["exchange.timeout_s=40", "exchange.deadline=fixed", fault]
+    told = reports(run(small(*CLOCK, *settings), tmp_path / "run"))
+    assert max(number for agent, number in told if agent == 2) == 1
+    assert told[1, 2].seconds["wait"] == pytest.approx(40.0)
+    assert told[1, 4].seconds["wait"] < 1.0
+    assert told[1, 4].weights.keys() == {0, 1, 3}, "the ring is closed over the gap"
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vectorised_agents_keep_the_same_time(tmp_path: Path, mode: str) -> None:
+    settings = [*CLOCK, "simulation.stragglers={1: 2.5}", f"exchange.mode={mode}"]
     plain = run(small(*settings), tmp_path / "plain")
     together = run(small(*settings, "simulation.vectorise=on"), tmp_path / "together")
     assert times(together) == times(plain)
