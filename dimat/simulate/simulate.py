@@ -88,6 +88,8 @@ def simulate(
                 ends.callback(_plan_faults(one))
             one.agent.checkpoint_every = config.simulation.checkpoint_every
             one.agent.rounds_ahead = partial(rounds_ahead, one.agent, running)
+            if timeline is not None:
+                timeline.training_s(one.agent, 1)  # a task that does not tell its size is refused before any round
         together = _host(config, running, timeline, desk.coordinator.note, wall_clock)
         seen, asked = -1, False
 

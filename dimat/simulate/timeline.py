@@ -103,6 +103,8 @@ class Timeline:
         Raises:
             ConfigError: its task does not say how many samples it has.
         """
+        if agent.config.simulation.compute_s_per_sample is None:
+            return 0.0
         samples = getattr(agent.task, "num_samples", None)
         if samples is None:
             raise ConfigError(

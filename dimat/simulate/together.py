@@ -219,7 +219,8 @@ class Together:
         losses: list[torch.Tensor] = []
         for epoch in range(num_epochs):
             rates = [rate_of(request, epoch) for request in ordered]
-            losses = list(trainer.epoch(stacked, [drawn[agent.id][epoch] for agent in agents], torch.tensor(rates)))
+            with stackable():  # a later batch may be of another form than the first one
+                losses = list(trainer.epoch(stacked, [drawn[agent.id][epoch] for agent in agents], torch.tensor(rates)))
         unstack(stacked, models, optimizers)
         for request, rate, loss in zip(ordered, rates, mean_losses(losses, len(ordered)), strict=True):
             for group in request.agent.optimizer.param_groups:

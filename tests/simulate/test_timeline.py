@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from dimat.report import load_record
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
 from dimat.simulate.network import Conditions
+from dimat.tasks.digits import DigitsTask
 from dimat.topology import load_topology
 
 SMALL = [
@@ -254,6 +256,36 @@ def test_settings_that_make_no_sense_are_refused(settings: list[str], words: str
     with pytest.raises(ConfigError) as refused:
         small(*settings)
     assert words in str(refused.value)
+
+
+class Silent:
+    """A task that does not say how many samples it has; the rest is that of another one."""
+
+    def __init__(self, **options: Any) -> None:
+        self._task = DigitsTask(**options)
+
+    def model(self) -> Any:
+        return self._task.model()
+
+    def data(self, agent: int, num_agents: int, seed: int) -> Any:
+        return self._task.data(agent, num_agents, seed)
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return self._task.loss(model, batch)
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return self._task.evaluate(model)
+
+    def probe(self) -> Any:
+        return self._task.probe()
+
+
+def test_a_task_that_does_not_tell_its_size_cannot_be_timed_by_samples(tmp_path: Path) -> None:
+    silent = f"task.name={__file__}:Silent"
+    with pytest.raises(ConfigError, match="Silent has no num_samples"):
+        run(small(silent, *CLOCK), tmp_path / "timed")
+    folder = run(small(silent, "rounds=1", "simulation.latency_s=0.25"), tmp_path / "latency")
+    assert set(times(folder).values()) == {0.25}
 
 
 def test_turns_and_a_clock_exclude_each_other(tmp_path: Path) -> None:

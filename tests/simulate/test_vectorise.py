@@ -136,6 +136,15 @@ class Peeking(DigitsTask):
         return loss * 2 if float(loss.detach()) > 1e9 else loss
 
 
+class Later(DigitsTask):
+    """A loss that looks at values from the second step on: for batches of another size than the first."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """The last batch is smaller."""
+        loss = super().loss(model, batch)
+        return loss * 2 if len(batch[1]) % 32 and float(loss.detach()) > 1e9 else loss
+
+
 class Lying(DigitsTask):
     """Says that its loss is the mean of other losses than it is."""
 
@@ -145,7 +154,13 @@ class Lying(DigitsTask):
 
 
 @pytest.mark.parametrize(
-    ("task", "reason"), [("Noisy", "draws random numbers"), ("Peeking", "RuntimeError"), ("Lying", "its loss is")]
+    ("task", "reason"),
+    [
+        ("Noisy", "draws random numbers"),
+        ("Peeking", "RuntimeError"),
+        ("Later", "RuntimeError"),
+        ("Lying", "its loss is"),
+    ],
 )
 def test_what_cannot_be_stacked_is_trained_one_by_one_and_said(tmp_path: Path, task: str, reason: str) -> None:
     settings = ["merge.align=none", "rounds=2", "agents=3", f"task.name={__file__}:{task}", "train.epochs=1"]
