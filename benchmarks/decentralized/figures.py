@@ -76,8 +76,8 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
             labelled[name] = _line(axes, name, methods[name], spent)
         alone = j == 0 or (row, across[j - 1]) not in panels
         axes.tick_params(labelsize=8, labelleft=alone)
-        if spent == "bytes":
-            _byte_axis(axes, methods)
+        if spent != "round" and any(METHODS[name].gradient for name in methods):
+            _by_powers_of_ten(axes)
     figure.legend(
         labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(int(width / 1.4), len(labelled))
     )
@@ -99,14 +99,13 @@ def _line(axes: Axes, name: str, runs: Runs, spent: str) -> Any:
     return drawn
 
 
-def _byte_axis(axes: Axes, methods: Mapping[str, Runs]) -> None:
-    """Methods that exchange at every step send many times as much: only then bytes go by powers of ten."""
+def _by_powers_of_ten(axes: Axes) -> None:
+    """Methods that exchange at every step spend many times as much as those that merge once a round."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    if any(METHODS[name].gradient for name in methods):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _families(rows: Sequence[Row]) -> dict[str, Panels]:

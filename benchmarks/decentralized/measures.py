@@ -13,6 +13,8 @@ from benchmarks.decentralized.table import PHASES, Row, finished
 SHOWN_ROUNDS = (1, 3, 10, 20)
 TOLERANCE = 0.015
 """By how much the default may be below the best of its rivals."""
+OVERHEAD_LIMIT = 0.05
+"""What the default's merges may cost over plain averaging, of its round."""
 MEASURING = ("wait", "evaluate", "sketch", "checkpoint")
 """Phases that are not the method's work: the others' turns, and what is there to look on."""
 MERGING = ("publish", "gather", "align", "check", "fold", "calibrate", "gate")

@@ -17,13 +17,13 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks.decentralized --report` from the tables in [results/](results); do not edit.
 
-Every method does the same work: the same shards, the same initialisations, the same batches. A round is local training
-and one merge (gradient methods: the same training, with an exchange at every step). Accuracy is the mean over the
-agents on test samples that all share, right after the merge, as mean ± standard deviation over the seeds; *least* is
-the worst agent and *averaged* the mean of all agents' models, both after the last round. The averaged model gets its
-batch-norm statistics from 512 samples of all shards; nothing else here sees another agent's data but `dimat_shared`.
-Data subsets, shards and initialisations change with the seed. Seconds were taken while several cells ran side by side:
-read them as shares.
+Every method gets the same shards, the same initialisations and the same learning rates. A round is local epochs and
+one merge; for gradient methods it is a step and an exchange, as often as the largest shard has batches in these epochs,
+for every agent. Accuracy is the mean over the agents on test samples that all share, right after the merge, as mean ±
+standard deviation over the seeds; *least* is the worst agent and *averaged* the mean of all agents' models, both after
+the last round. The averaged model gets its batch-norm statistics from 512 samples of all shards; nothing else here sees
+another agent's data but `dimat_shared`. Data subsets, shards and initialisations change with the seed. Seconds were
+taken while several cells ran side by side: read them as shares.
 
 The command of each suite runs what its table lacks, so it resumes; `--dry-run` says what that is and how long it takes,
 `--only PATTERN` and `--budget-minutes M` do a part of it, `--again PATTERN` does cells anew, `--data FOLDER` is where

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import networkx as nx
 
-from dimat.topology.mixing import Matrix, check_mixing, mixing_matrix
-from dimat.topology.repair import within_one
+from dimat.topology.repair import remade
 from dimat.topology.topology import Topology
 
 
@@ -42,12 +41,7 @@ def with_newcomers(topology: Topology, num_seats: int, present: Iterable[int]) -
         nx.freeze(result)
         return result
 
-    @lru_cache(maxsize=256)
-    def weighted(graph: nx.Graph[int]) -> Matrix:
-        matrix = mixing_matrix(within_one(graph) if topology.mixing == "edge_weights" else graph, topology.mixing)
-        check_mixing(matrix, graph)
-        matrix.flags.writeable = False
-        return matrix
+    weighted = lru_cache(maxsize=256)(partial(remade, scheme=topology.mixing))
 
     return replace(
         topology,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -53,12 +53,7 @@ def without_agents(topology: Topology, away: Iterable[int], policy: Policy = "br
         nx.freeze(left)
         return left
 
-    @lru_cache(maxsize=256)
-    def weighted(graph: nx.Graph[int]) -> Matrix:
-        matrix = mixing_matrix(within_one(graph) if topology.mixing == "edge_weights" else graph, topology.mixing)
-        check_mixing(matrix, graph)
-        matrix.flags.writeable = False
-        return matrix
+    weighted = lru_cache(maxsize=256)(partial(remade, scheme=topology.mixing))
 
     def matrix_at(round: int) -> Matrix:
         if policy == "bridge":
@@ -69,6 +64,18 @@ def without_agents(topology: Topology, away: Iterable[int], policy: Policy = "br
         return matrix
 
     return replace(topology, graph_at=lambda round: repaired(topology.graph_at(round)), matrix_at=matrix_at)
+
+
+def remade(graph: nx.Graph[int], scheme: str) -> Matrix:
+    """The mixing matrix of a graph that was changed, by the run's scheme; read-only.
+
+    >>> remade(nx.path_graph(2), "metropolis").tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    matrix = mixing_matrix(within_one(graph) if scheme == "edge_weights" else graph, scheme)
+    check_mixing(matrix, graph)
+    matrix.flags.writeable = False
+    return matrix
 
 
 def within_one(graph: nx.Graph[int]) -> nx.Graph[int]:

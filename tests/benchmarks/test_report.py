@@ -139,8 +139,17 @@ def test_overhead_counts_the_rounds_after_the_third(tables: Tables) -> None:
     assert measures.cost({0: plain[:3]}) is None
     lines = markdown.costs({setting: methods})
     assert (
-        lines[-1] == "| digits cnn iid ring 5 different | 10 s | 10.0% | 4.8% | 9.5% | 0.0% | 14.3% | +5.0% | – | – |"
+        lines[-1]
+        == "| digits cnn iid ring 5 different | 10 s | 10.0% | 4.8% | 9.5% | 0.0% | 14.3% | +5.0% | – | – | – |"
     )
+
+
+@pytest.mark.parametrize(("align", "verdict"), [(0.499, "+5.0%: holds"), (0.6, "+6.0%: **FAILS**")])
+def test_on_resnet20_the_overhead_has_a_limit(tables: Tables, align: float, verdict: str) -> None:
+    setting = Setting("cifar10", "resnet20", "iid", "ring", 5, "apart", 5)
+    plain = tables.rows("wa", 0, [0.5] * 5, setting=setting, s_train=10.0)
+    mine = tables.rows("dimat", 0, [0.5] * 5, setting=setting, s_train=10.0, s_align=align)
+    assert markdown.costs(by_setting([*plain, *mine]))[-1].endswith(f"on resnet20, the highest is {verdict}.")
 
 
 def test_a_report_is_made_of_the_tables_alone(tmp_path: Path, tables: Tables) -> None:
