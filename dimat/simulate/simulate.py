@@ -88,6 +88,8 @@ def simulate(
                 ends.callback(_plan_faults(one))
             one.agent.checkpoint_every = config.simulation.checkpoint_every
             one.agent.rounds_ahead = partial(rounds_ahead, one.agent, running)
+            if timeline is not None:
+                timeline.training_s(one.agent, 1)  # a task that does not tell its size is refused before any round
         together = _host(config, running, timeline, desk.coordinator.note, wall_clock)
         seen, asked = -1, False
 
@@ -158,7 +160,9 @@ def _host(
         note("vectorise", text)
 
     together = Together(Streams(running), must=vectorise == "on", tell=tell, clock=timeline)
-    if vectorise == "off":
+    if config.algorithm.name != "merge" and vectorise != "off":
+        together.give_up(f"algorithm {config.algorithm.name} exchanges within a round, step by step")
+    elif vectorise == "off":
         together.one_by_one = "simulation.vectorise is off"
     elif config.algorithm.name != "merge":  # `on` is refused by the config
         together.one_by_one = f"algorithm {config.algorithm.name!r} exchanges between single steps"

@@ -104,13 +104,16 @@ class Timeline:
         Raises:
             ConfigError: its task does not say how many samples it has.
         """
+        if agent.config.simulation.compute_s_per_sample is None:
+            return 0.0
         samples = getattr(agent.task, "num_samples", None)
         if samples is None:
             raise ConfigError(
                 f"simulation.compute_s_per_sample needs to know how many samples agent {agent.id} has, and its task "
                 f"{type(agent.task).__name__} has no num_samples"
             )
-        return self._conditions.training_ns(agent.id, number, agent.config.train.epochs * int(samples)) / NS
+        num_samples = agent.config.train.epochs * int(samples)
+        return self._conditions.training_ns(agent.id, number, num_samples) / NS
 
     def gradient_s(self, agent: Agent, num_samples: int) -> float:
         """How long one of the agent's gradients within a round lasts, on so many samples."""

@@ -179,9 +179,14 @@ class Together:
                     if not request.done:
                         restore(before[request.agent.id], request.agent.loader)
                         self.streams.replace(request.agent.id, before[request.agent.id])
-                self._give_up(str(why))
+                self.give_up(str(why))
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Train one by one from now on.
+
+        Raises:
+            UsageError: which is not wanted.
+        """
         if self.must:
             raise UsageError(
                 f"simulation.vectorise is on, and the agents cannot be trained as one: {why}",
@@ -214,7 +219,8 @@ class Together:
         losses: list[torch.Tensor] = []
         for epoch in range(num_epochs):
             rates = [rate_of(request, epoch) for request in ordered]
-            losses = list(trainer.epoch(stacked, [drawn[agent.id][epoch] for agent in agents], torch.tensor(rates)))
+            with stackable():  # a later batch may be of another form than the first one
+                losses = list(trainer.epoch(stacked, [drawn[agent.id][epoch] for agent in agents], torch.tensor(rates)))
         unstack(stacked, models, optimizers)
         for request, rate, loss in zip(ordered, rates, mean_losses(losses, len(ordered)), strict=True):
             for group in request.agent.optimizer.param_groups:

@@ -150,6 +150,9 @@ class Receiver:
         Raises:
             PayloadError: a tensor has a wrong size or digest, or holds NaN or Inf.
         """
+        present = sum(len(tensor.data) for tensor in payload.tensors)
+        if present < self.num_bytes:
+            raise self._error(f"is truncated: it ended after {present} of {self.num_bytes} bytes")
         for tensor in payload.tensors:
             name, spec = repr(tensor.spec.name), tensor.spec
             if len(tensor.data) != spec.num_bytes:

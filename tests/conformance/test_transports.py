@@ -22,7 +22,7 @@ Make = Callable[..., list[Transport]]
 State = Mapping[str, torch.Tensor]
 
 
-@pytest.fixture(params=["memory", "grpc", "grpc-1KiB", "faulty-memory", "faulty-grpc"])
+@pytest.fixture(params=["memory", "lending-memory", "grpc", "grpc-1KiB", "faulty-memory", "faulty-grpc"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes started transports, one per schema, that know each other; closes them in the end."""
     made: list[Transport] = []
@@ -32,7 +32,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         for agent, schema in enumerate(schemas):
             door: Transport
             if request.param.endswith("memory"):
-                door = MemoryTransport(agent, f"session-{agent}", schema, hub)
+                lends = request.param.startswith("lending")
+                door = MemoryTransport(agent, f"session-{agent}", schema, hub, lends=lends)
             else:
                 frame_bytes = 1 << 10 if request.param == "grpc-1KiB" else 1 << 20
                 door = GrpcTransport(agent, f"session-{agent}", schema, frame_bytes=frame_bytes)
@@ -298,7 +299,21 @@ def test_an_agent_cannot_publish_as_another(make: Make) -> None:
     assert isinstance(fetch(bob, schema), PayloadError)
 
 
-def test_buffers_are_used_again(make: Make) -> None:
+def test_what_is_lent_is_the_publishers_own_memory() -> None:
+    """Checked on every reading, and copied never: that is what a thousand agents in one process live on."""
+    schema, hub = schema_of(state()), MemoryHub()
+    alice, bob = (MemoryTransport(agent, "s", schema, hub, lends=True) for agent in (0, 1))
+    alice.start(), bob.start()
+    sent = snapshot(state())
+    alice.publish(sent)
+    received = fetched(bob, schema)
+    assert all(mine.data is theirs.data for mine, theirs in zip(sent.tensors, received.tensors, strict=True))
+    assert alice.readers("snapshot", 1) == {1}
+
+
+def test_buffers_are_used_again(make: Make, request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["make"] == "lending-memory":
+        pytest.skip("what is lent is read where its publisher keeps it: buffers stay empty")
     schema = schema_of(state())
     alice, bob = make(schema, schema)
     buffer = Buffer(schema)

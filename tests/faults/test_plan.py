@@ -216,10 +216,10 @@ def test_metrics_that_cannot_be_written_cost_a_line(run: Any, monkeypatch: pytes
 
     honest = live.append_metrics
 
-    def full(path: Path, report: Any) -> None:
+    def full(path: Path, report: Any, time_s: float) -> None:
         if report.round == ROUND:
             raise OSError(errno.ENOSPC, "No space left on device")
-        honest(path, report)
+        honest(path, report, time_s)
 
     monkeypatch.setattr(live, "append_metrics", full)
     told = run()

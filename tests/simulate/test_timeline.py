@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from dimat.report import load_record
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
 from dimat.simulate.network import Conditions
+from dimat.tasks.digits import DigitsTask
 from dimat.topology import load_topology
 
 SMALL = [
@@ -181,13 +183,45 @@ def test_a_transfer_that_outlasts_its_deadline_does_not_come(tmp_path: Path) -> 
     assert all("it has published no 'snapshot' yet" in reason for reason in reasons if reason not in late)
 
 
-def test_vectorised_agents_keep_the_same_time(tmp_path: Path) -> None:
-    settings = [*CLOCK, "simulation.stragglers={1: 2.5}"]
+def test_a_directed_graph_waits_for_its_readers_in_time(tmp_path: Path) -> None:
+    """Agent a reads a+1, a+2 and a+4: the slow agent is read by all others, directly or in two steps."""
+    folder = run(small(*CLOCK, "topology.graph=exponential", "simulation.stragglers={2: 3}"), tmp_path / "run")
+    assert not any(report.missing for report in reports(folder).values())
+    slow_s = trains_s()[2] * 3
+    for agent in range(5):
+        assert times(folder)[agent, 4] >= 3 * slow_s, "nobody is more than a round ahead of whom it reads"
+    assert times(folder)[2, 4] == pytest.approx(4 * (slow_s + TRANSFER_S)), "and whoever is slowest waits for nobody"
+
+
+def test_a_killed_agent_costs_its_neighbours_a_deadline_and_then_nothing(tmp_path: Path) -> None:
+    fault = "faults=[{do: kill, at: {agent: 2, round: 2, phase: train}}]"
+    settings = ["exchange.timeout_s=40", "exchange.deadline=fixed", fault]
+    told = reports(run(small(*CLOCK, *settings), tmp_path / "run"))
+    assert max(number for agent, number in told if agent == 2) == 1
+    assert told[1, 2].seconds["wait"] == pytest.approx(40.0)
+    assert told[1, 4].seconds["wait"] < 1.0
+    assert told[1, 4].weights.keys() == {0, 1, 3}, "the ring is closed over the gap"
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vectorised_agents_keep_the_same_time(tmp_path: Path, mode: str) -> None:
+    settings = [*CLOCK, "simulation.stragglers={1: 2.5}", f"exchange.mode={mode}"]
     plain = run(small(*settings), tmp_path / "plain")
     together = run(small(*settings, "simulation.vectorise=on"), tmp_path / "together")
     assert times(together) == times(plain)
     for key, report in reports(plain).items():
         assert reports(together)[key].metrics["loss"] == pytest.approx(report.metrics["loss"], rel=1e-3)
+
+
+def test_an_algorithm_that_exchanges_at_every_step_pays_for_every_transfer(tmp_path: Path) -> None:
+    settings = ["algorithm=dsgd", "algorithm.steps=3", "rounds=2", "train.batch_size=50"]
+    small_ones = [one for one in SMALL if not one.startswith("merge.")]
+    folder = run(load_config(None, [*small_ones, *CLOCK, *settings]), tmp_path / "run")
+    for (agent, number), time_s in times(folder).items():
+        assert time_s == pytest.approx(3 * number * (50 * 0.01 + TRANSFER_S)), agent
+    for report in reports(folder).values():
+        assert report.seconds["train"] == pytest.approx(1.5)
+        assert report.seconds["gather"] == pytest.approx(3 * TRANSFER_S)
 
 
 def test_a_run_that_is_continued_goes_on_in_time(tmp_path: Path) -> None:
@@ -222,6 +256,36 @@ def test_settings_that_make_no_sense_are_refused(settings: list[str], words: str
     with pytest.raises(ConfigError) as refused:
         small(*settings)
     assert words in str(refused.value)
+
+
+class Silent:
+    """A task that does not say how many samples it has; the rest is that of another one."""
+
+    def __init__(self, **options: Any) -> None:
+        self._task = DigitsTask(**options)
+
+    def model(self) -> Any:
+        return self._task.model()
+
+    def data(self, agent: int, num_agents: int, seed: int) -> Any:
+        return self._task.data(agent, num_agents, seed)
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return self._task.loss(model, batch)
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return self._task.evaluate(model)
+
+    def probe(self) -> Any:
+        return self._task.probe()
+
+
+def test_a_task_that_does_not_tell_its_size_cannot_be_timed_by_samples(tmp_path: Path) -> None:
+    silent = f"task.name={__file__}:Silent"
+    with pytest.raises(ConfigError, match="Silent has no num_samples"):
+        run(small(silent, *CLOCK), tmp_path / "timed")
+    folder = run(small(silent, "rounds=1", "simulation.latency_s=0.25"), tmp_path / "latency")
+    assert set(times(folder).values()) == {0.25}
 
 
 def test_turns_and_a_clock_exclude_each_other(tmp_path: Path) -> None:

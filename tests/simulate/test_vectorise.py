@@ -14,7 +14,7 @@ from dimat.agent.checkpoint import load_checkpoint
 from dimat.agent.train import train_locally
 from dimat.config import RunConfig, load_config
 from dimat.coordinator import Store
-from dimat.errors import UsageError
+from dimat.errors import ConfigError, UsageError
 from dimat.messages import Report
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
@@ -136,6 +136,15 @@ class Peeking(DigitsTask):
         return loss * 2 if float(loss.detach()) > 1e9 else loss
 
 
+class Later(DigitsTask):
+    """A loss that looks at values from the second step on: for batches of another size than the first."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """The last batch is smaller."""
+        loss = super().loss(model, batch)
+        return loss * 2 if len(batch[1]) % 32 and float(loss.detach()) > 1e9 else loss
+
+
 class Lying(DigitsTask):
     """Says that its loss is the mean of other losses than it is."""
 
@@ -145,7 +154,13 @@ class Lying(DigitsTask):
 
 
 @pytest.mark.parametrize(
-    ("task", "reason"), [("Noisy", "draws random numbers"), ("Peeking", "RuntimeError"), ("Lying", "its loss is")]
+    ("task", "reason"),
+    [
+        ("Noisy", "draws random numbers"),
+        ("Peeking", "RuntimeError"),
+        ("Later", "RuntimeError"),
+        ("Lying", "its loss is"),
+    ],
 )
 def test_what_cannot_be_stacked_is_trained_one_by_one_and_said(tmp_path: Path, task: str, reason: str) -> None:
     settings = ["merge.align=none", "rounds=2", "agents=3", f"task.name={__file__}:{task}", "train.epochs=1"]
@@ -160,6 +175,14 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said(tmp_path: Path, t
     must = load_config(None, [*settings, "simulation.vectorise=on"])
     with pytest.raises(UsageError, match=r"(?s)simulation.vectorise is on.*" + reason):
         run(must, tmp_path / "on")
+
+
+def test_an_algorithm_that_exchanges_at_every_step_is_not_stacked(tmp_path: Path) -> None:
+    settings = ["algorithm=dsgd", "algorithm.steps=2", "rounds=1", "agents=3"]
+    folder = run(small(*settings, "simulation.vectorise=auto"), tmp_path / "auto")
+    assert "dsgd exchanges within a round" in events(folder)[0]
+    with pytest.raises(ConfigError, match="single steps are not stacked"):
+        run(small(*settings, "simulation.vectorise=on"), tmp_path / "on")
 
 
 def test_convolutions_are_stacked_only_when_asked_for(tmp_path: Path) -> None:
