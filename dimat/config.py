@@ -177,8 +177,9 @@ class MergeConfig(Part):
     """Whose samples activations are compared on."""
     calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
     """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
-    neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so; repair: batchnorm,
-    and in the other layers the channel means and deviations that the merged models had."""
+    neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so (batchnorm where
+    the method bounds what a neighbour can do, such as median); repair: batchnorm, and in the other layers the channel
+    means and deviations that the merged models had."""
     every: Annotated[int, Field(ge=1)] = 1
     """Merge in every n-th round: the period of schedule `period`."""
     schedule: ScheduleConfig = ScheduleConfig()

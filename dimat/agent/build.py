@@ -152,7 +152,9 @@ def build_agent(
         made.algorithm, made.schemas = algorithm, algorithm.schemas(agent, model)
         made.remembered = algorithm.begin(agent, model, frozenset(range(config.num_seats)) - {agent})
     else:
-        made.shares_statistics = config.merge.calibrate == "neighbourhood" and has_statistics(model)
+        # A method that distrusts its neighbours' models does not take their word for statistics either.
+        trusts = method.memory == "constant"
+        made.shares_statistics = config.merge.calibrate == "neighbourhood" and trusts and has_statistics(model)
     made.remember_base()
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)

@@ -83,7 +83,9 @@ def share_statistics(
             except TransportError as error:
                 log.info("agent %d: round %d: no statistics of agent %d: %s", agent.id, number, peer, error)
         if others:  # what is not mixed keeps its bits
-            load_statistics(agent.model, mixture(agent.id, mine, others, weights))
+            mixed = mixture(agent.id, mine, others, weights)
+            if all(bool(torch.isfinite(tensor).all()) for tensor in mixed.values()):  # huge numbers overflow
+                load_statistics(agent.model, mixed)
         agent.close_round(number, KIND)
     return num_bytes
 

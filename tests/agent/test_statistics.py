@@ -157,3 +157,20 @@ def test_statistics_that_are_not_finite_are_not_taken() -> None:
             buffer.fill_(math.nan)
     assert share(made)[0].keys() == {2}
     assert torch.isfinite(statistics_of(made[0].model, 0)["norm1.running_var"]).all()
+
+
+def test_who_distrusts_models_distrusts_statistics() -> None:
+    assert agents()[0].shares_statistics
+    assert not agents("merge.method=median")[0].shares_statistics
+    assert not agents("merge.calibrate=batchnorm")[0].shares_statistics
+    assert not agents("task.model=mlp")[0].shares_statistics
+
+
+def test_numbers_too_large_to_mix_are_not_taken() -> None:
+    made = agents()
+    for name, buffer in made[1].model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(3e38)
+    share(made)
+    assert torch.isfinite(made[0].model.state_dict()["norm1.running_var"]).all()
+    assert float(made[0].model.state_dict()["norm1.running_mean"].abs().max()) < 1e3
