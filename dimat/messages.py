@@ -269,6 +269,8 @@ class Directive:
     """Of the agents that came back, where they are now."""
     superseded: bool = False
     """Another process has taken the agent's seat: this one shall end, and write nothing more."""
+    newest_round: int = 0
+    """The newest round that anybody has reported: where whoever is out of the graph joins in again."""
 
 
 @dataclass(frozen=True, slots=True)

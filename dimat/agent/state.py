@@ -79,6 +79,8 @@ class Agent:
     present basis. So nothing more than models travels. None for other methods."""
     changes: tuple[Change, ...] = ()
     """Who is in the graph from which round on, as the coordinator said last."""
+    others_at: int = 0
+    """The newest round that anybody has reported, as far as this agent has heard."""
     addresses: dict[int, str] = field(default_factory=dict)
     """Where the others are."""
     repaired: dict[frozenset[int], Topology] = field(default_factory=dict)
@@ -164,6 +166,7 @@ class Agent:
         do their last rounds like everybody else.
         """
         self.status.superseded = self.status.superseded or directive.superseded
+        self.others_at = max(self.others_at, directive.newest_round)
         if directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0):
             self.changes = directive.changes
             gone = frozenset(self.changes[-1].away) - frozenset(self.changes[-1].leaving)

@@ -94,6 +94,7 @@ def agent_command(
             credentials=credentials,
             ranks=ranks,
         )
+        companion.outlast()
     finally:
         companion.close()
     if format == "json":
@@ -166,8 +167,16 @@ class Companion:
         self._child = Child("coordinator", command, self._folder / "logs" / "coordinator.log")
         return self._child.start_and_ask(self._folder)
 
+    def outlast(self) -> None:
+        """Stay until it has ended by itself, which it does once all agents have left or are lost.
+
+        Agents that were cut off may be many rounds behind; without it their numbers would be lost.
+        """
+        while self._child is not None and self._child.wait(timeout_s=60.0) is None:
+            log.info("the coordinator waits for agents that are still in their rounds")
+
     def close(self) -> None:
-        """Let it end by itself, which it does once all agents have said goodbye; then make it."""
+        """Let it end by itself, as long as a launcher leaves its workers; then make it."""
         if self._child is not None:
             self._child.wait(timeout_s=15.0)
             self._child.close()

@@ -201,11 +201,11 @@ class Coordinator:
         changes = run.changes[-NUM_TOLD:]
         last = last_round_of(run.group.seats[agent], run.changes)
         if last is not None and (run.stop is None or last < run.stop.stop_after):
-            return Directive(last, f"agent {agent} was asked to leave", changes)
+            return Directive(last, f"agent {agent} was asked to leave", changes, newest_round=run.newest)
         addresses = {seat.agent: seat.join.address for seat in run.group.seats if seat.rejoined and seat.join}
         if run.stop is None or (run.stop_restored and run.group.seats[agent].state == "joined"):
-            return Directive(reason=run.reason, changes=changes, addresses=addresses)
-        return Directive(run.stop.stop_after, run.stop.reason, changes, addresses)
+            return Directive(reason=run.reason, changes=changes, addresses=addresses, newest_round=run.newest)
+        return Directive(run.stop.stop_after, run.stop.reason, changes, addresses, newest_round=run.newest)
 
     def _step(self, step: Callable[[float, Run], Step], report: Report | None = None) -> None:
         """Conclude, then write, then remember: when the disk refuses, nothing has happened."""

@@ -146,6 +146,8 @@ def note_beat(now: float, group: Group, beat: Heartbeat) -> Group:
         replace(
             seat,
             state=state,
+            # Silent for longer than a lease: it may leave out the rounds that the others did meanwhile.
+            rejoined=seat.rejoined or (seat.state == "lost" and state == "running"),
             heard_s=now,
             presumed=False,
             at=beat.round,
@@ -166,6 +168,7 @@ def note_report(now: float, group: Group, report: Report) -> Group:
         replace(
             seat,
             state="running" if seat.state == "lost" else seat.state,
+            rejoined=seat.rejoined or seat.state == "lost",
             heard_s=now,
             presumed=False,
             round=max(seat.round, report.round),

@@ -336,3 +336,26 @@ def test_a_process_whose_seat_was_taken_is_told_to_go(stage: Callable[..., Any])
     assert run.report(1, 2).superseded
     run.sessions[1] = "b"
     assert not run.beat(1, 2).superseded
+
+
+def test_one_that_was_silent_may_leave_out_the_rounds_that_it_missed(stage: Callable[..., Any]) -> None:
+    """Its line was cut for longer than a lease: it hears where the others are, and what it missed holds up nothing."""
+    run = stage(agents=3)
+    run.join_all()
+    run.report_all(1)
+    run.pass_time(LEASE_S - 1)
+    run.report(0, 2)
+    run.report(1, 2)
+    run.pass_time(2)
+    assert run.states() == ["running", "running", "lost"]
+    for round in (3, 4, 5):
+        run.report(0, round)
+        run.report(1, round)
+    told = run.beat(2, 2)
+    assert told.newest_round == 5
+    assert [(change.from_round, change.away) for change in told.changes] == [(4, (2,)), (7, ())]
+    run.report(2, 6)
+    run.report(0, 6)
+    run.report(1, 6)
+    assert [summary.round for summary in run.store.summaries()] == [1, 2, 3, 4, 5, 6]
+    assert [summary.num_agents for summary in run.store.summaries()] == [3, 2, 2, 2, 2, 3]

@@ -159,7 +159,7 @@ class DrainRequest(_message.Message):
     def __init__(self, agent: _Optional[int] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("stop_after", "reason", "changes", "addresses", "superseded")
+    __slots__ = ("stop_after", "reason", "changes", "addresses", "superseded", "newest_round")
     class AddressesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -172,12 +172,14 @@ class Directive(_message.Message):
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_ROUND_FIELD_NUMBER: _ClassVar[int]
     stop_after: int
     reason: str
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     addresses: _containers.ScalarMap[int, str]
     superseded: bool
-    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ..., superseded: _Optional[bool] = ...) -> None: ...
+    newest_round: int
+    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ..., superseded: _Optional[bool] = ..., newest_round: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("number", "from_round", "away", "reason", "leaving")
