@@ -44,8 +44,9 @@ def next_change(
 
     >>> from dataclasses import replace
     >>> group = replace(Group(tuple(Seat(agent, "running", at=7) for agent in range(3))), forming=False)
-    >>> next_change(group.with_seat(Seat(1, "lost", at=7)), [], newest=6, last_round=20)
-    Change(number=1, from_round=8, away=(1,), reason='without agent 1 (lost)')
+    >>> change = next_change(group.with_seat(Seat(1, "lost", at=7)), [], newest=6, last_round=20)
+    >>> change.number, change.from_round, change.away, change.reason
+    (1, 8, (1,), 'without agent 1 (lost)')
     """
     running = group.in_state("running")
     if group.forming or not running or any(seat.presumed for seat in running):

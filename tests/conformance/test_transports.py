@@ -312,8 +312,7 @@ def test_what_is_lent_is_the_publishers_own_memory() -> None:
 
 
 def test_buffers_are_used_again(make: Make, request: pytest.FixtureRequest) -> None:
-    if request.node.callspec.params["make"] == "lending-memory":
-        pytest.skip("what is lent is read where its publisher keeps it: buffers stay empty")
+    lends = request.node.callspec.params["make"] == "lending-memory"
     schema = schema_of(state())
     alice, bob = make(schema, schema)
     buffer = Buffer(schema)
@@ -325,7 +324,9 @@ def test_buffers_are_used_again(make: Make, request: pytest.FixtureRequest) -> N
         weight = decode(answer)["fc.weight"]
         assert bool((weight == round_).all())
         seen.append(weight.data_ptr())
-    assert seen[0] == seen[1] == np.frombuffer(buffer.view("fc.weight"), np.uint8).ctypes.data
+    own = np.frombuffer(buffer.view("fc.weight"), np.uint8).ctypes.data
+    # What is lent is read where its publisher keeps it, and the buffer stays empty.
+    assert (own not in seen) if lends else (seen == [own, own])
 
 
 def test_readers_see_the_old_one_or_the_new_one(make: Make) -> None:
