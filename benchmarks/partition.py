@@ -1,10 +1,10 @@
 """A graph cut in two trains on as two groups, and comes back to one consensus once it is whole again.
 
-    python benchmarks/partition.py            ring of 8, 31 rounds of digits, cut from round 21 to 25: about a minute
+    python benchmarks/partition.py            ring of 8, 31 rounds of digits, cut from round 21 to 25, five seeds
     python benchmarks/partition.py --smoke    ring of 6, 24 rounds of a smaller model, cut from round 16 to 19
 
-The same config is simulated three times: undisturbed, with a fault plan that cuts the ring into two halves for some
-rounds, and with one that never heals. Printed per round: the consensus distance right after the merge, of all agents
+The same config is simulated three times, with several seeds whose means are compared: undisturbed, with a fault plan
+that cuts the ring into two halves for some rounds, and with one that never heals. Printed per round: the consensus distance right after the merge, of all agents
 and within each half. Checked: while the graph is cut each half goes on merging (its own distance stays at the
 undisturbed level, that of all rises above it), and within 5 rounds after healing the distance of all is back at the
 undisturbed level, that is, at most 10 % above the undisturbed run's in the same round. The numbers go to
@@ -22,7 +22,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,17 @@ def run(settings: Sequence[str], faults: list[object], num_agents: int, folder: 
     return Curve(everyone, (one, other), accuracy)
 
 
+def mean(curves: Iterable[Curve]) -> Curve:
+    """The curves of several seeds as one."""
+
+    def average(one: Sequence[dict[int, float]]) -> dict[int, float]:
+        return {round_: float(np.mean([values[round_] for values in one])) for round_ in one[0]}
+
+    every = list(curves)
+    halves = (average([curve.halves[0] for curve in every]), average([curve.halves[1] for curve in every]))
+    return Curve(average([curve.everyone for curve in every]), halves, average([curve.accuracy for curve in every]))
+
+
 def recovered(healed: Curve, undisturbed: Curve, last_cut: int) -> int | None:
     """Rounds after the last cut one until the distance is back at the undisturbed level; None if it is not."""
     for round_ in range(last_cut + 1, max(undisturbed.everyone) + 1):
@@ -81,7 +92,9 @@ def recovered(healed: Curve, undisturbed: Curve, last_cut: int) -> int | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="ring of 6, a smaller model, fewer rounds")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--seeds", type=int, default=5, help="how many runs the distances are the mean of")
+    arguments = parser.parse_args()
+    smoke, seeds = arguments.smoke, 1 if arguments.smoke else arguments.seeds
     num_agents, rounds, first, last = (6, 24, 16, 19) if smoke else (8, 31, 21, 25)
     settings = [
         f"agents={num_agents}", f"rounds={rounds}", "train.epochs=1", "train.lr_schedule=constant",
@@ -89,12 +102,18 @@ def main() -> int:
     ]  # fmt: skip
     groups = [list(range(num_agents // 2)), list(range(num_agents // 2, num_agents))]
     cut = {"do": "cut", "groups": groups}
+    plans: list[list[object]] = [[], [{**cut, "rounds": [first, last]}], [{**cut, "rounds": [first, rounds]}]]
     with tempfile.TemporaryDirectory() as scratch:
-        undisturbed = run(settings, [], num_agents, Path(scratch) / "undisturbed")
-        healed = run(settings, [{**cut, "rounds": [first, last]}], num_agents, Path(scratch) / "healed")
-        never = run(settings, [{**cut, "rounds": [first, rounds]}], num_agents, Path(scratch) / "never")
+        undisturbed, healed, never = (
+            mean(
+                run([*settings, f"seed={seed}"], plan, num_agents, Path(scratch) / f"{number}-{seed}")
+                for seed in range(seeds)
+            )
+            for number, plan in enumerate(plans)
+        )
 
-    print(f"ring of {num_agents}, cut in two from round {first} to round {last}; consensus distance after the merge")
+    print(f"ring of {num_agents}, cut in two from round {first} to round {last}; {seeds} seed(s)")
+    print("consensus distance after the merge")
     print("round   undisturbed      cut, healed  its halves          never healed   accuracy undisturbed, healed")
     for round_, plain in undisturbed.everyone.items():
         halves = " ".join(f"{half[round_]:8.3f}" for half in healed.halves)
