@@ -4,11 +4,11 @@
     python benchmarks/partition.py --smoke    ring of 6, 24 rounds of a smaller model, cut from round 16 to 19
 
 The same config is simulated three times, with several seeds whose means are compared: undisturbed, with a fault plan
-that cuts the ring into two halves for some rounds, and with one that never heals. Printed per round: the consensus distance right after the merge, of all agents
-and within each half. Checked: while the graph is cut each half goes on merging (its own distance stays at the
-undisturbed level, that of all rises above it), and within 5 rounds after healing the distance of all is back at the
-undisturbed level, that is, at most 10 % above the undisturbed run's in the same round. The numbers go to
-benchmarks/results/partition.json; exit code 1 when a check fails.
+that cuts the ring into two halves for some rounds, and with one that never heals. Printed per round: the consensus
+distance right after the merge, of all agents and within each half. Checked: while the graph is cut each half goes on
+merging (its own distance stays at the undisturbed level, that of all rises above it), and within 5 rounds after
+healing the distance of all is back at the undisturbed level, that is, at most 10 % above the undisturbed run's in the
+same round. The numbers go to benchmarks/results/partition.json; exit code 1 when a check fails.
 
 The cut comes when training has settled. Early in a run there is no level to come back to: the undisturbed distance
 falls from round to round because the models learn less and less, and a run that lost merges is some rounds behind
