@@ -10,11 +10,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dimat.errors import PluginError
+from dimat.errors import ConfigError, PluginError
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -37,6 +37,24 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = closest(name, names)
     hint = f" Did you mean {near!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names)}"
+
+
+def check_options(kind: str, name: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that a plug-in does not have.
+
+    Raises:
+        ConfigError: with the closest right name, and all that there are.
+
+    >>> check_options("merge method", "slerp", ["tt"], ["t"])
+    Traceback (most recent call last):
+    dimat.errors.ConfigError: merge method 'slerp' has no option 'tt'. Did you mean 't'? its options: t
+    """
+    for key in options:
+        if key not in known:
+            near = closest(key, known)
+            exists = f"its options: {', '.join(known)}" if known else "it has no options"
+            did_you_mean = f" Did you mean {near!r}?" if near else ""
+            raise ConfigError(f"{kind} {name!r} has no option {key!r}.{did_you_mean} {exists}")
 
 
 def resolve(kind: str, name: str, builtin: Mapping[str, Any], *, group: str | None = None) -> Any:

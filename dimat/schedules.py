@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from dimat.errors import ConfigError, DimatError, PluginError
-from dimat.plugins import closest, resolve
+from dimat.plugins import check_options, resolve
 
 GROUP = "dimat.schedules"
 """The entry points that add schedules."""
@@ -166,12 +166,7 @@ def _made(name: str, options: str, rounds: int, final: bool) -> Schedule:
     if not callable(function):
         raise PluginError(f"merge schedule {name!r} is a {type(function).__name__}, expected a function")
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in asked:
-        if key not in known:
-            near = closest(key, known)
-            did_you_mean = f" Did you mean {near!r}?" if near else ""
-            exists = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise ConfigError(f"merge schedule {name!r} has no option {key!r}.{did_you_mean} {exists}")
+    check_options("merge schedule", name, asked, known)
     merging = []
     for round in range(1, rounds + 1):
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dimat.errors import ConfigError, PluginError
 from dimat.merge.api import Fold
-from dimat.plugins import closest, resolve
+from dimat.plugins import check_options, resolve
 
 Method = Callable[..., Fold]
 
@@ -68,12 +68,7 @@ def make_fold(name: str, options: Mapping[str, Any] | None = None) -> Fold:
     method = find_method(name)
     options = dict(options or {})
     known = options_of(method)
-    for key in options:
-        if key not in known:
-            near = closest(key, known)
-            exists = f"its options: {', '.join(known)}" if known else "it has no options"
-            did_you_mean = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(f"merge method {name!r} has no option {key!r}.{did_you_mean} {exists}")
+    check_options("merge method", name, options, known)
     try:
         fold = method(**options)
     except (TypeError, ValueError) as error:

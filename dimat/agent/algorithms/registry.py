@@ -9,7 +9,7 @@ from typing import Any
 
 from dimat.agent.algorithms.api import Algorithm
 from dimat.errors import ConfigError, PluginError
-from dimat.plugins import closest, resolve
+from dimat.plugins import check_options, resolve
 
 Maker = Callable[..., Algorithm]
 
@@ -71,12 +71,7 @@ def make_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algor
     """
     maker, options = find_algorithm(name), dict(options or {})
     known = options_of(maker)
-    for key in options:
-        if key not in known:
-            near = closest(key, known)
-            exists = f"its options: {', '.join(known)}" if known else "it has no options"
-            did_you_mean = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(f"algorithm {name!r} has no option {key!r}.{did_you_mean} {exists}")
+    check_options("algorithm", name, options, known)
     try:
         made = maker(**options)
     except (TypeError, ValueError) as error:
