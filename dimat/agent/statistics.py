@@ -12,6 +12,9 @@ mixture of what it and its neighbours have measured, by the law of total varianc
 with the row w of the mixing matrix that the merge used. What a neighbour has measured is worth as much as its merged
 model is mine: d_ij = ||x_i - x_j|| / ||x_i||, read from a sketch of the parameters. After a first merge on a sparse
 graph the models still differ by a third and an agent trusts its own samples; near consensus it sees all shards.
+
+The exchange and the weighing are dimat's own, measured in docs/notes.md; why merged models need new statistics at all
+is told by Jordan et al., «REPAIR», arXiv 2211.08403.
 """
 
 from __future__ import annotations
