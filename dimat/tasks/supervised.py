@@ -128,7 +128,7 @@ class SupervisedTask(ABC):
         dataset = self.dataset()
         for start in range(0, len(dataset.y_test), _TEST_BATCH):
             rows = slice(start, start + _TEST_BATCH)
-            yield dataset.scaling.apply(dataset.x_test[rows]), dataset.y_test[rows]
+            yield dataset.scaling.batch(dataset.x_test[rows]), dataset.y_test[rows]
 
     def score(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """`right`, how many samples of the batch are classified rightly, and `loss`, the sum of cross-entropies."""
@@ -182,4 +182,4 @@ class SupervisedTask(ABC):
         # Equal parts: a last batch of one sample would be of no use to batch norm.
         parts = np.array_split(chosen, -(-len(chosen) // _PROBE_BATCH))
         dataset = self.dataset()
-        return [dataset.scaling.apply(dataset.x_train[torch.from_numpy(part)]) for part in parts]
+        return [dataset.scaling.batch(dataset.x_train[torch.from_numpy(part)]) for part in parts]

@@ -250,3 +250,13 @@ def test_what_is_no_archive_of_arrays_is_refused(tmp_path) -> None:
             archive.writestr(name, b"text")
     with pytest.raises(TaskError, match=r"holds x_test|is no array"):
         read_archive(path)
+
+
+def test_all_that_a_model_reads_of_images_has_its_channels_last(save) -> None:
+    task = load_task("arrays", data=save(arrays(shape=(4, 5, 3))), model="cnn")
+    loader = task.data(0, 2, seed=0)
+    read = [*(x for x, _ in loader), *(x for x, _ in task.test_batches()), *task.probe(), *task.shared_probe()]
+    assert len(read) >= 4
+    assert all(x.stride() == (60, 1, 15, 3) for x in read)
+    x, _ = next(task.test_batches())
+    assert torch.equal(x, task.dataset().scaling.apply(task.dataset().x_test))
