@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
@@ -43,19 +44,45 @@ Moved = Mapping[str, float]
 """Share of units that moved, by permutation group."""
 
 
-def agree_on_basis(agent: Agent, number: int, clock: PhaseClock) -> Steps[Moved]:
+@dataclass(slots=True)
+class Agreement:
+    """What an agreement on a basis did to one agent, and what it cost."""
+
+    perms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """How it permuted itself; empty for the root, which stays."""
+    bytes_received: dict[int, int] = field(default_factory=dict)
+    """By the agent that sent them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent is in the tree along which a basis is agreed."""
+
+    parent: int | None
+    """None for the root."""
+    children: tuple[int, ...]
+    members: tuple[int, ...]
+    """All agents of the tree, ascending."""
+    turn: int
+    """The agent's place among the members."""
+    depth: int
+    """Edges to the root."""
+    height: int
+    """Edges from the root to the furthest member."""
+
+
+def agree_on_basis(agent: Agent, number: int, clock: PhaseClock) -> Steps[Agreement]:
     """Permute this agent into its parent's basis, then show it to its children. One snapshot per tree edge, once."""
-    parent = yield from _fetch_from_parent(agent, number, clock)
-    moved: Moved = {}
+    agreed = Agreement()
+    parent = yield from _fetch_from_parent(agent, number, agreed.bytes_received, clock)
     with clock("align"):
         if parent is not None:
-            perms = match(agent, parent, moves="self")
-            permute_agent(agent, perms)
-            moved = shares_moved(perms)
+            agreed.perms = match(agent, parent, moves="self")
+            permute_agent(agent, agreed.perms)
     with clock("publish"):
         agent.publish("basis", number)
     agent.basis_settled, agent.basis_round = True, number
-    return moved
+    return agreed
 
 
 def has_to_agree(agent: Agent, number: int) -> bool:
@@ -65,16 +92,17 @@ def has_to_agree(agent: Agent, number: int) -> bool:
     since = agent.basis_round
     # A change names a round two after the agreement at the latest: nobody was further when it was made.
     changes = [change for change in agent.changes if since < change.from_round <= min(number, since + 2)]
-    handing_on = frozenset(_tree(agent, since)[1].values())
+    handing_on = frozenset(agent.topology_in(since).tree(around=agent.id)[1].values())
     return any(handing_on & frozenset(change.away) for change in changes)
 
 
-def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[None]:
+def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     """Take over the root's weights, down the same tree, before anybody has trained in this run.
 
     Who brings a trained model that is near its parent's keeps it: they have one ancestor, and so one basis.
     """
-    parent = yield from _fetch_from_parent(agent, 0, clock)
+    adopted = Agreement()
+    parent = yield from _fetch_from_parent(agent, 0, adopted.bytes_received, clock)
     trained = agent.config.init not in ("same", "different")
     if parent is not None and not (trained and likeness(agent.model.state_dict(), parent) > ONE_ANCESTOR):
         if trained:
@@ -88,6 +116,7 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[None]:
     with clock("publish"):
         agent.publish("basis", 0)
     agent.basis_settled = True
+    return adopted
 
 
 def choose_basis(
@@ -210,46 +239,48 @@ def shares_moved(perms: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {group: float((perm != torch.arange(len(perm))).double().mean()) for group, perm in perms.items()}
 
 
-def _fetch_from_parent(agent: Agent, number: int, clock: PhaseClock) -> Steps[StateDict | None]:
+def place_of(agent: Agent, number: int) -> Place:
+    """The agent's place among those who are in the graph in round `number` and can hear from it."""
+    root, parents = agent.topology_in(number).tree(around=agent.id)
+    depths = {root: 0}
+    for child, parent in parents.items():  # level by level
+        depths[child] = depths[parent] + 1
+    members = tuple(sorted(depths))
+    children = tuple(sorted(child for child, parent in parents.items() if parent == agent.id))
+    turn = members.index(agent.id)
+    return Place(parents.get(agent.id), children, members, turn, depths[agent.id], max(depths.values()))
+
+
+def _fetch_from_parent(
+    agent: Agent, number: int, received: dict[int, int], clock: PhaseClock
+) -> Steps[StateDict | None]:
     """The parent's basis, or the lowest live neighbour's when the parent is dead; None for the root, or all alone."""
-    _, parents = _tree(agent, number)
-    if agent.id not in parents:
+    place = place_of(agent, number)
+    if place.parent is None:
         return None  # the root: the others come to it
-    parent = parents[agent.id]
     # A parent may itself wait a whole deadline for its own: who is deeper in the tree has more patience.
-    patience_s = agent.config.exchange.timeout_s * _depth(agent.id, parents)
-    others = tuple(peer for peer in agent.topology_in(number).neighbours(agent.id) if peer != parent)
-    for peers, timeout_s in (((parent,), patience_s), (others, 1.0)):
+    patience_s = agent.config.exchange.timeout_s * place.depth
+    others = tuple(peer for peer in agent.topology_in(number).neighbours(agent.id) if peer != place.parent)
+    for peers, timeout_s in (((place.parent,), patience_s), (others, 1.0)):
         with clock("wait"):
             ready = yield Wait("published", peers, "basis", number, timeout_s)
-        basis = yield from _fetch_basis(agent, sorted(ready), number, clock)
+        basis = yield from _fetch_basis(agent, sorted(ready), number, received, clock)
         if basis is not None:
             return basis
     log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
     return None
 
 
-def _tree(agent: Agent, number: int) -> tuple[int, dict[int, int]]:
-    """Root and parents among those who are in the graph in round `number` and can hear from this agent."""
-    return agent.topology_in(number).tree(around=agent.id)
-
-
-def _depth(agent: int, parents: Mapping[int, int]) -> int:
-    """Edges between an agent and the root of the tree.
-
-    >>> _depth(3, {1: 0, 3: 1})
-    2
-    """
-    return 0 if agent not in parents else 1 + _depth(parents[agent], parents)
-
-
-def _fetch_basis(agent: Agent, peers: list[int], number: int, clock: PhaseClock) -> Steps[StateDict | None]:
+def _fetch_basis(
+    agent: Agent, peers: list[int], number: int, received: dict[int, int], clock: PhaseClock
+) -> Steps[StateDict | None]:
     """The first basis of `peers` that arrives whole."""
     for peer in peers:
         with clock("gather"):
             fetches = (agent.fetch_from(peer, "basis", number),)
             answer = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s))[peer]
         if not isinstance(answer, TransportError):
+            received[peer] = received.get(peer, 0) + answer.num_bytes
             return decode(answer)
         log.warning("agent %d: the basis of agent %d did not come: %s", agent.id, peer, answer)
     return None

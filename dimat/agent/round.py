@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dimat.agent.algorithms.rounds import run_steps
-from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree
+from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree, shares_moved
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
@@ -32,6 +32,7 @@ from dimat.agent.state import Agent
 from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
+from dimat.agent.sweeps import sweep_basis
 from dimat.agent.train import make_optimizer
 from dimat.calibrate import recalibrate, repair
 from dimat.merge import fold_models
@@ -50,19 +51,23 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
 
+    num_bytes: Counter[int] = Counter()
     if agent.basis == "adopt" and not agent.basis_settled:
-        yield from adopt_root(agent, clock)
+        num_bytes.update((yield from adopt_root(agent, clock)).bytes_received)
 
     with clock("train"):
         loss = yield from train(agent, number)
     with clock("evaluate"):
         before = yield from evaluate(agent)
     if not agent.merges(number):
-        return _report(agent, number, clock, loss, before)
+        return _report(agent, number, clock, loss, before, bytes_received=dict(num_bytes))
 
     moved: Mapping[str, float] = {}
     if agent.basis == "agree" and has_to_agree(agent, number):
-        moved = yield from agree_on_basis(agent, number, clock)
+        agreed = yield from agree_on_basis(agent, number, clock)
+        agreed = yield from sweep_basis(agent, number, agreed, clock)
+        moved = shares_moved(agreed.perms)
+        num_bytes.update(agreed.bytes_received)
 
     with clock("publish"):
         mine = decode(agent.publish("snapshot", number))
@@ -92,7 +97,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     if config.merge.gate.margin is not None:
         with clock("gate"):
             share, weights = hold_back(agent, mine, merged, weights, calibrate)
-    num_bytes = Counter(gathered.bytes_received)
+    num_bytes.update(gathered.bytes_received)
     if agent.shares_statistics:
         num_bytes.update((yield from share_statistics(agent, number, weights, clock)))
     if config.merge.optimizer_state == "reset" and share > 0:
@@ -170,11 +175,11 @@ def _report(
         "accuracy": after["accuracy"],
         "loss_after": after["loss"],
     }
-    if exchange and agent.config.merge.gate.margin is not None:
+    if "weights" in exchange and agent.config.merge.gate.margin is not None:
         metrics["gate"] = share
     report = Report(
         agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
     )
-    if exchange and (agent.config.merge.checks.on or report.refused):
+    if "weights" in exchange and (agent.config.merge.checks.on or report.refused):
         metrics["refused"] = float(len(report.refused))
     return report
