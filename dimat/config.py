@@ -172,7 +172,7 @@ class MergeConfig(Part):
     basis: Literal["auto", "agree", "adopt", "each_round"] = "auto"
     """agree once and keep it; adopt the root's weights; or match anew each round as DIMAT was published. auto: agents
     that have not trained before the run adopt; those that bring trained models agree, unless these were trained apart
-    on samples that have few classes in common: then they adopt, too."""
+    on samples that have few classes in common: then all begin anew, with one model."""
     sweeps: Annotated[int, Field(ge=0)] = 2
     """agree: how often each agent, once matched to its parent in the tree, is matched by its weights to the sum of all
     others'. Each sweep sends four models along every edge of the tree, once in a run; not with exchange.mode async nor

@@ -21,7 +21,9 @@ from typing import Literal
 
 import torch
 
+from dimat.agent.build import first_model
 from dimat.agent.host import fetch
+from dimat.agent.randomness import capture, restore
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -33,10 +35,13 @@ from dimat.statedict import StateDict, copy_of, load_into
 from dimat.transport.base import Wait
 
 LEAST_OVERLAP = 0.2
-"""Below it trained agents adopt. Digits, five agents: iid .99, dirichlet .5 .3, dirichlet .1 .1, two classes each 0."""
+"""Below it trained agents restart. Digits, five agents: iid .99, dirichlet .5 .3, dirichlet .1 .1, two classes 0."""
 ONE_ANCESTOR = 0.2
 """Cosine of the weights above which two trained models have one ancestor. Digits, cnn: trained apart from different
 initialisations -.06 to .03; from one model, 10 or 40 more epochs on iid shards .98, on two classes each .36 to .51."""
+
+OWN = "own start"
+"""The kind of what the root looks at before it gives up its own model."""
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +104,15 @@ def has_to_agree(agent: Agent, number: int) -> bool:
 def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     """Take over the root's weights, down the same tree, before anybody has trained in this run.
 
-    Who brings a trained model that is near its parent's keeps it: they have one ancestor, and so one basis.
+    Who brings a trained model that is near its parent's keeps it: they have one ancestor, and so one basis. Where all
+    are to `restart`, the root makes a new model first, unless its own is near that of a child.
     """
     adopted = Agreement()
-    parent = yield from _fetch_from_parent(agent, 0, adopted.bytes_received, clock)
     trained = agent.config.init not in ("same", "different")
+    place = place_of(agent, 0)
+    if agent.basis == "restart":
+        yield from _restart(agent, place, adopted.bytes_received, clock)
+    parent = yield from _fetch_from_parent(agent, 0, adopted.bytes_received, clock)
     if parent is not None and not (trained and likeness(agent.model.state_dict(), parent) > ONE_ANCESTOR):
         if trained:
             log.warning(
@@ -119,13 +128,36 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     return adopted
 
 
+def _restart(agent: Agent, place: Place, received: dict[int, int], clock: PhaseClock) -> Steps[None]:
+    """Give the root the weights that all agents have with `init: same`, unless it and a child have one ancestor."""
+    if place.depth == 1:
+        with clock("publish"):
+            agent.publish(OWN, 0)
+    if place.parent is not None or not place.children:
+        return
+    with clock("wait"):
+        ready = yield Wait("published", place.children[:1], OWN, 0, agent.config.exchange.timeout_s)
+    child = yield from _fetch_first(agent, sorted(ready), OWN, 0, received, clock)
+    if child is None or likeness(agent.model.state_dict(), child) <= ONE_ANCESTOR:
+        log.warning(
+            "agent %d, the root, begins anew, and so will the others: their models were trained apart, on samples with "
+            "few classes in common (merge.basis=agree keeps them)",
+            agent.id,
+        )
+        streams = capture(agent.loader)
+        load_into(agent.model, first_model(agent.config, agent.task).state_dict())
+        restore(streams, agent.loader)
+        agent.remember_base()
+
+
 def choose_basis(
     config: RunConfig, histograms: Mapping[int, Mapping[str, int]]
-) -> Literal["agree", "adopt", "each_round"]:
+) -> Literal["agree", "adopt", "restart", "each_round"]:
     """How the agents of a run come to one basis; all of them say the same.
 
     Only `auto` with trained models asks for what the agents have in common. Units of models that were trained apart on
-    classes of their own are paired by chance: such runs do better from any one of the models (docs/notes.md).
+    classes of their own are paired by chance, and what tells two classes apart is a bad start for ten: such runs do
+    better from any one of the models, and best from a new one (docs/notes.md).
 
     Args:
         config: the run's.
@@ -135,12 +167,12 @@ def choose_basis(
     >>> choose_basis(config, {0: {"cat": 5}, 1: {"cat": 4, "dog": 1}})
     'agree'
     >>> choose_basis(config, {0: {"cat": 5}, 1: {"dog": 5}})
-    'adopt'
+    'restart'
     """
     if config.merge.basis == "auto" and config.basis == "agree" and config.merge.align != "none":
         common = label_overlap(histograms)
         if common is not None and common < LEAST_OVERLAP:
-            return "adopt"
+            return "restart"
     return config.basis
 
 
@@ -264,23 +296,23 @@ def _fetch_from_parent(
     for peers, timeout_s in (((place.parent,), patience_s), (others, 1.0)):
         with clock("wait"):
             ready = yield Wait("published", peers, "basis", number, timeout_s)
-        basis = yield from _fetch_basis(agent, sorted(ready), number, received, clock)
+        basis = yield from _fetch_first(agent, sorted(ready), "basis", number, received, clock)
         if basis is not None:
             return basis
     log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
     return None
 
 
-def _fetch_basis(
-    agent: Agent, peers: list[int], number: int, received: dict[int, int], clock: PhaseClock
+def _fetch_first(
+    agent: Agent, peers: list[int], kind: str, number: int, received: dict[int, int], clock: PhaseClock
 ) -> Steps[StateDict | None]:
-    """The first basis of `peers` that arrives whole."""
+    """What the first of `peers` has published whose answer arrives whole."""
     for peer in peers:
         with clock("gather"):
-            fetches = (agent.fetch_from(peer, "basis", number),)
+            fetches = (agent.fetch_from(peer, kind, number),)
             answer = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s))[peer]
         if not isinstance(answer, TransportError):
             received[peer] = received.get(peer, 0) + answer.num_bytes
             return decode(answer)
-        log.warning("agent %d: the basis of agent %d did not come: %s", agent.id, peer, answer)
+        log.warning("agent %d: the %s of agent %d did not come: %s", agent.id, kind, peer, answer)
     return None

@@ -108,8 +108,7 @@ def build_agent(
     task = build_task(config)
     seed_all(derive_seed(config.seed, "data", agent))
     loader = task.data(agent, config.num_seats, config.seed)
-    seed_all(derive_seed(config.seed, "init", *([agent] if config.init == "different" else [])))
-    model: torch.nn.Module = task.model()
+    model = first_model(config, task, agent if config.init == "different" else None)
     if config.init not in ("same", "different"):
         load_into(model, initial_checkpoint(Path(config.init), agent, model))
     own_samples = probe_batches(task)
@@ -159,6 +158,13 @@ def build_agent(
     if config.merge.gate.margin is not None:
         made.gate_batches = labelled_batches(loader, PROBE_LIMIT)
     return made
+
+
+def first_model(config: RunConfig, task: Any, agent: int | None = None) -> torch.nn.Module:
+    """A new model of the run: the one that all have with `init: same`, or `agent`'s own. Reseeds the global streams."""
+    seed_all(derive_seed(config.seed, "init", *([] if agent is None else [agent])))
+    model: torch.nn.Module = task.model()
+    return model
 
 
 def _are_alike(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -52,7 +52,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     agent.status.round = number
 
     num_bytes: Counter[int] = Counter()
-    if agent.basis == "adopt" and not agent.basis_settled:
+    if agent.basis in ("adopt", "restart") and not agent.basis_settled:
         num_bytes.update((yield from adopt_root(agent, clock)).bytes_received)
 
     with clock("train"):

@@ -69,8 +69,8 @@ class Agent:
     """The random streams right after the agent was made: what a run from round 1 begins with."""
     spare: torch.nn.Module | None = None
     """A second module of the same shape in which other weights than the agent's are run on samples."""
-    basis: Literal["agree", "adopt", "each_round"] = "agree"
-    """`merge.basis`; for `auto` decided when the agents have met."""
+    basis: Literal["agree", "adopt", "restart", "each_round"] = "agree"
+    """`merge.basis`; for `auto` decided when the agents have met. restart: adopt, from a root that begins anew."""
     basis_settled: bool = False
     basis_round: int | None = None
     """The round in which this process agreed on a basis; None while it has not, and for one read from a checkpoint."""

@@ -23,6 +23,7 @@ from dimat.agent.basis import (
 from dimat.agent.build import build_agent
 from dimat.agent.gather import realised_row
 from dimat.agent.live import _readers_have
+from dimat.agent.randomness import capture
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.train import train_locally
@@ -209,7 +210,7 @@ def histograms(*labels: str) -> dict[int, dict[str, int]]:
         (["init=different"], ("ab", "ab"), "adopt"),
         (["init=same"], ("ab", "cd"), "adopt"),
         (["init=FOLDER"], ("ab", "ab"), "agree"),
-        (["init=FOLDER"], ("ab", "cd"), "adopt"),
+        (["init=FOLDER"], ("ab", "cd"), "restart"),
         (["init=FOLDER"], ("", ""), "agree"),  # a task that does not say
         (["init=FOLDER", "merge.basis=agree"], ("ab", "cd"), "agree"),
         (["init=FOLDER", "merge.align=none"], ("ab", "cd"), "agree"),
@@ -233,6 +234,38 @@ def test_models_of_one_ancestor_are_alike_and_those_trained_apart_are_not() -> N
     tuned = [copy_of(agent(number, "task.partition.scheme=classes", "init=same").model) for number in (0, 1)]
     assert abs(likeness(*apart)) < ONE_ANCESTOR / 2
     assert likeness(*tuned) > 1.5 * ONE_ANCESTOR
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_all_begin_anew_unless_the_root_and_a_child_have_one_ancestor(tmp_path: Path, tuned: bool) -> None:
+    hub, made = MemoryHub(), []
+    for number in range(3):
+        state = copy_of(agent(1 if tuned else number).model)
+        noise = {n: t + 0.001 * number if t.is_floating_point() else t for n, t in state.items()}
+        save_file(noise, tmp_path / f"{number}.safetensors")
+    for number in range(3):
+        config = load_config(None, [*SETTINGS, f"init={tmp_path}", "merge.basis=auto"])
+        made.append(build_agent(config, number, tmp_path, "s", lambda s, n=number: MemoryTransport(n, "s", s, hub)))
+        made[-1].transport.start()
+        made[-1].basis = "restart"
+    own = [copy_of(one.model) for one in made]
+    streams = capture(made[1].loader)
+    child, root = (adopt_root(made[number], PhaseClock(made[number].status)) for number in (0, 1))
+    assert next(child).kind == "basis"  # it has shown its own by then
+    wait = next(root)
+    assert (wait.peers, wait.kind) == ((0,), "own start")
+    with pytest.raises(StopIteration) as ended:
+        root.send(frozenset({0}))
+    assert ended.value.value.bytes_received.keys() == {0}
+    with pytest.raises(StopIteration):
+        child.send(frozenset({1}))
+    assert torch.equal(capture(made[1].loader).torch_stream, streams.torch_stream)
+    same = build_agent(
+        load_config(None, [*SETTINGS, "init=same"]), 2, tmp_path, "s", lambda s: MemoryTransport(9, "s", s, hub)
+    )
+    for number in (0, 1):
+        kept, expected = copy_of(made[number].model), own[number] if tuned else copy_of(same.model)
+        assert all(torch.equal(kept[name], expected[name]) for name in kept)
 
 
 @pytest.mark.parametrize("tuned", [False, True])

@@ -1,0 +1,162 @@
+"""Sweeps over the agreed basis: sums go up and down the tree, every second agent moves, what is missing is seen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dimat.agent.basis import Agreement, permute_agent
+from dimat.agent.build import build_agent
+from dimat.agent.state import Agent
+from dimat.agent.status import PhaseClock
+from dimat.agent.steps import Steps
+from dimat.agent.sweeps import sweep_basis
+from dimat.align import weight_matching
+from dimat.config import load_config
+from dimat.statedict import StateDict, copy_of
+from dimat.transport.base import Wait
+from dimat.transport.memory import MemoryHub, MemoryTransport
+
+SETTINGS = ["task.model.name=cnn", "task.model.width=0.25", "agents=5", "topology.graph=path", "init=different"]
+SETTINGS += ["merge.basis=agree"]
+
+
+def agents(*settings: str, num: int = 5) -> list[Agent]:
+    config, hub = load_config(None, [*SETTINGS, f"agents={num}", *settings]), MemoryHub()
+    made: list[Agent] = []
+    for number in range(num):
+        like = made[0] if made else None
+        made.append(
+            build_agent(
+                config, number, Path("unused"), "s", lambda sch, n=number: MemoryTransport(n, "s", sch, hub), like
+            )
+        )
+    for one in made:
+        one.transport.start()
+    return made
+
+
+def together(some: Sequence[Agent], dead: Sequence[int] = ()) -> tuple[list[Agreement], list[Wait]]:
+    """Run the sweeps of all agents in turns, as a simulation does; a wait ends when all have come or nobody goes on."""
+    running: dict[int, tuple[Steps[Agreement], Wait]] = {}
+    ended: dict[int, Agreement] = {}
+    waits: list[Wait] = []
+
+    def go(one: int, steps: Steps[Agreement], answer: frozenset[int] | None) -> None:
+        try:
+            wait = next(steps) if answer is None else steps.send(answer)
+            waits.append(wait)
+            running[one] = (steps, wait)
+        except StopIteration as end:
+            running.pop(one, None)
+            ended[one] = end.value
+
+    def come(wait: Wait) -> frozenset[int]:
+        return frozenset(p for p in wait.peers if some[p].transport._store.newest().get(wait.kind, -1) >= wait.round)
+
+    for one in some:
+        if one.id not in dead:
+            go(one.id, sweep_basis(one, 1, Agreement(one.spec.identity()), PhaseClock(one.status)), None)
+    while running:
+        ready = [one for one, (_, wait) in running.items() if come(wait) == frozenset(wait.peers)]
+        for one in ready or sorted(running)[:1]:  # nobody can go on: the first deadline strikes
+            steps, wait = running[one]
+            go(one, steps, come(wait))
+    return [ended[one] for one in sorted(ended)], waits
+
+
+def square(states: Sequence[StateDict]) -> float:
+    """|| sum of the models ||^2 over matrices and kernels: MergeMany's objective without norms, which are alike."""
+    names = [name for name, tensor in states[0].items() if tensor.dim() > 1]
+    return sum(float(sum(state[name].double() for state in states).square().sum()) for name in names)
+
+
+def unchanged(one: Agent, before: StateDict) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in copy_of(one.model).items())
+
+
+def models(some: Sequence[Agent]) -> list[dict[str, torch.Tensor]]:
+    return [copy_of(one.model) for one in some]
+
+
+@pytest.mark.parametrize("graph", ["path", "complete"])
+def test_the_sum_of_all_models_grows_and_every_model_stays_the_same_function(graph: str) -> None:
+    some = agents(f"topology.graph={graph}", "merge.sweeps=2")
+    before = models(some)
+    ended, _ = together(some)
+    assert square(models(some)) > 1.1 * square(before)
+    for one, old, agreed in zip(some, before, ended, strict=True):
+        moved = one.spec.apply(old, agreed.perms)
+        assert all(torch.equal(tensor, moved[name]) for name, tensor in copy_of(one.model).items())
+    root = {"path": 2, "complete": 0}[graph]
+    assert unchanged(some[root], before[root])
+
+
+def test_permuted_copies_of_one_model_find_together() -> None:
+    """Nobody need be matched to a parent first: three copies outvote the one that is out of line."""
+    some = agents("init=same", "merge.sweeps=1")
+    permute_agent(some[3], some[3].spec.random(3))
+    together(some)
+    expected = copy_of(some[0].model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_of(some[3].model).items())
+
+
+def test_halves_move_every_second_agent_by_the_sum_of_all_others() -> None:
+    """The second half of one sweep, by hand: the agents 0, 2 (the root) and 4 first, then 1 and 3."""
+    some = agents("merge.sweeps=1")
+    states = models(some)
+    together(some)
+    for movers in ((0, 4), (1, 3)):
+        total = {name: sum(state[name] for state in states) for name in states[0]}
+        for mover in movers:
+            own = states[mover]
+            others = {n: total[n] - own[n] if own[n].is_floating_point() else own[n] for n in own}
+            perms = weight_matching(some[0].spec, others, own, seed=some[0].config.seed, stickiness=1e-6)
+            states[mover] = some[0].spec.apply(own, perms)
+    for one, state in zip(some, states, strict=True):
+        for name, tensor in copy_of(one.model).items():
+            assert torch.equal(tensor, state[name]), (one.id, name)
+
+
+def test_four_models_go_along_each_edge_in_a_sweep_and_are_counted() -> None:
+    some = agents("merge.sweeps=1")
+    ended, _ = together(some)
+    size = some[0].schema.num_bytes
+    # A path 0 - 1 - 2 - 3 - 4 with its root in 2: what each receives from its child and from its parent, in two halves.
+    assert [dict(agreed.bytes_received) for agreed in ended] == [
+        {1: 2 * size},
+        {0: 2 * size, 2: 2 * size},
+        {1: 2 * size, 3: 2 * size},
+        {2: 2 * size, 4: 2 * size},
+        {3: 2 * size},
+    ]
+
+
+@pytest.mark.parametrize("dead", [0, 3])
+def test_where_a_model_is_missing_nobody_moves_and_nobody_waits_for_it_twice(dead: int) -> None:
+    some = agents("merge.sweeps=2")
+    before = models(some)
+    _, waits = together(some, dead=[dead])
+    assert all(unchanged(one, before[one.id]) for one in some)
+    assert sum(dead in wait.peers and wait.kind == "basis sum" for wait in waits) == 1
+
+
+def test_a_model_that_is_not_finite_counts_as_missing() -> None:
+    some = agents("merge.sweeps=1")
+    with torch.no_grad():
+        some[4].model.conv1.weight[0, 0, 0, 0] = torch.nan
+    before = models(some)
+    together(some)
+    assert all(unchanged(one, before[one.id]) for one in some[:4])
+
+
+@pytest.mark.parametrize(
+    "settings", [["exchange.mode=async"], ["topology.graph=exponential"], ["merge.sweeps=0"], ["agents=2"]]
+)
+def test_where_sums_cannot_come_up_or_are_not_asked_for_nothing_travels(settings: list[str]) -> None:
+    num = 2 if "agents=2" in settings else 5
+    some = agents(*settings, num=num)
+    ended, waits = together(some)
+    assert waits == []
+    assert all(not agreed.bytes_received for agreed in ended)
