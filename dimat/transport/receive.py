@@ -120,6 +120,11 @@ class Receiver:
         self._header, self._checksums = header, checksums
         self._next_tensor()
 
+    def is_announced(self, payload: Payload) -> bool:
+        """Whether what was announced is `payload`, byte for byte as far as digests tell."""
+        checksums = tuple(tensor.checksum for tensor in payload.tensors)
+        return (self._header, self._checksums) == (payload.header, checksums)
+
     def take(self, position: int, data: memoryview) -> None:
         """Store the bytes that belong at `position` of the sequence.
 
@@ -195,6 +200,18 @@ class Receiver:
     def _error(self, what: str) -> PayloadError:
         round_ = "the newest round" if self.round is None else f"round {self.round}"
         return PayloadError(f"agent {self.fetch.peer}'s {self.fetch.kind!r} of {round_} {what}")
+
+
+class Look(Receiver):
+    """Takes an announcement and no byte: what the buffer holds stays as it is, whatever the peer sends."""
+
+    def take(self, position: int, data: memoryview) -> None:
+        """Refuse it.
+
+        Raises:
+            PayloadError: always.
+        """
+        raise self._error(f"brought {len(data)} bytes at byte {position}, and none were asked for")
 
 
 class _Incoming:
