@@ -80,7 +80,7 @@ class Transfers:
     def start(self, transport: Transport) -> Transfers:
         """Begin to fetch; returns itself."""
         self._begun_s = self._now()
-        self._futures = transport.begin(tuple(self._fetches.values()), A_DAY_S)
+        self._futures = dict(transport.begin(tuple(self._fetches.values()), A_DAY_S))
         for peer, future in self._futures.items():
             future.add_done_callback(partial(self._note_end, peer))
         return self

@@ -123,9 +123,11 @@ class Relay:
             return
         else:
             self._open |= {writer, there_writer}
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, there_writer))
-                both.create_task(self._pump(there_reader, writer))
+            # Cancelled only by `_shut`: a handler that ends as cancelled makes asyncio print a traceback.
+            with contextlib.suppress(asyncio.CancelledError):
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._pump(reader, there_writer))
+                    both.create_task(self._pump(there_reader, writer))
             there_writer.transport.abort()
             self._open -= {writer, there_writer}
         finally:

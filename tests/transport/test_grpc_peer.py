@@ -104,6 +104,41 @@ def test_a_snapshot_that_changes_between_two_tries_is_refused(scripted_peer: Any
     assert "replaced" in str(answer)
 
 
+def hold(reader: GrpcTransport, sent: Payload) -> tuple[Buffer, Payload]:
+    """What the reader has of `sent` after reading it, and where."""
+    buffer = Buffer(sent.schema)
+    held = reader.gather((Fetch(0, "snapshot", None, buffer),), 30.0)[0]
+    assert isinstance(held, Payload)
+    return buffer, held
+
+
+def test_asking_whether_it_is_still_the_newest_survives_a_broken_stream(scripted_peer: Any) -> None:
+    sent = payload()
+
+    with scripted_peer(sent, lambda number, right: [UNAVAILABLE] if number == 1 else right) as (peer, reader):
+        buffer, held = hold(reader, sent)
+        assert reader.gather((Fetch(0, "snapshot", None, buffer, held=held),), 30.0)[0] is held
+    assert peer.positions == [0, sent.num_bytes, sent.num_bytes], "it is asked from the end of what is held"
+
+
+@pytest.mark.parametrize("begin", [0, 1024, "end"])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_bytes_that_were_not_asked_for_never_reach_what_is_held(scripted_peer: Any, begin: Any, breaks: bool) -> None:
+    """The announcement is right, what follows would change the buffer under a payload that passes for whole."""
+    sent = payload()
+    surplus = data_frame(sent.num_bytes if begin == "end" else begin, [memoryview(bytes(1024))])
+
+    def script(number: int, right: list[bytes]) -> list[Any]:
+        return right if number == 0 else [right[0], surplus, *([UNAVAILABLE] if breaks else [])]
+
+    with scripted_peer(sent, script) as (_, reader):
+        buffer, held = hold(reader, sent)
+        answer = reader.gather((Fetch(0, "snapshot", None, buffer, held=held),), 30.0)[0]
+        assert isinstance(answer, PayloadError)
+        assert "none were asked for" in str(answer)
+        assert same(held, sent)
+
+
 # -------------------------------------------------------------------------------------------------------- broken peers
 
 
