@@ -144,9 +144,10 @@ def test_a_stop_in_the_middle_of_a_round_takes_its_transfers_with_it(pair: Pair)
         raise Interrupted("stopped by the user")
 
     pair.relay.silence()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as stopped:
         drive(run_round(pair.me, 2), stop)
     assert pair.futures[0].cancelled()
+    assert stopped.tb, "with it the steps are still alive: it is not their end that has ended the transfers"
 
 
 def test_a_door_that_closes_ends_what_comes_through_it(pair: Pair) -> None:

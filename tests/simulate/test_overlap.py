@@ -6,15 +6,22 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from dimat.config import RunConfig, load_config
+from dimat.config import RunConfig, SimulationConfig, load_config
 from dimat.coordinator import Store
-from dimat.messages import Report
+from dimat.messages import Header, Report
 from dimat.runfolder import prepare
 from dimat.simulate import simulate
+from dimat.simulate.network import Conditions
+from dimat.simulate.timeline import Timeline
+from dimat.snapshot.encode import encode
 from dimat.topology import load_topology
+from dimat.transport.base import Buffer, Fetch, Wait
+from dimat.transport.memory import MemoryHub, MemoryTransport
 
 ROUNDS, AGENTS = 6, 5
 SMALL = [
@@ -176,6 +183,39 @@ def test_an_agent_that_is_killed_as_it_trains_leaves_nothing_behind(tmp_path: Pa
     told = reports(run(small(*clock(300.0), fault), tmp_path / "run"))
     assert max(number for agent, number in told if agent == 2) == 2
     assert told[0, ROUNDS].weights.keys() == {0, 1, 4}
+
+
+class Sleeper:
+    """Something for a timeline to run: it sleeps ten seconds and ends."""
+
+    def __init__(self, agent: int) -> None:
+        self.agent = SimpleNamespace(id=agent)
+        self.wait: Wait | None = None
+        self.done = self.hosted = False
+        self.error = ""
+
+    def step(self, now: int) -> None:
+        self.done = self.wait is not None
+        self.wait = Wait("hosted", (), "train", 1, 10.0)
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_a_publisher_learns_what_was_read_to_the_end(gives_up: bool) -> None:
+    """A transfer of five seconds, and a reader that may lose interest in it."""
+    sent = encode({"w": torch.ones(3)}, Header("snapshot", 1, 0))
+    hub = MemoryHub()
+    timeline = Timeline(Conditions(SimulationConfig(latency_s=5.0), 0), hub)
+    alice, bob = (MemoryTransport(agent, "s", sent.schema, hub, lends=True) for agent in (0, 1))
+    alice.start(), bob.start()
+    alice.publish(sent)
+    sleepers = [Sleeper(0), Sleeper(1)]
+    answers = bob.gather((Fetch(0, "snapshot", None, Buffer(sent.schema)),), 1.0)
+    transfers = timeline.begin(sleepers[1].agent, answers, {0: sent.num_bytes})
+    if gives_up:
+        transfers.drop(0)
+    assert alice.readers("snapshot", 1) == frozenset(), "not yet"
+    timeline.run(sleepers, work=lambda: None, on_end=lambda one: None, between=lambda: None)  # type: ignore[arg-type]
+    assert alice.readers("snapshot", 1) == (frozenset() if gives_up else {1})
 
 
 def test_a_link_is_cut_in_the_round_that_reads_over_it(tmp_path: Path) -> None:
