@@ -108,7 +108,7 @@ def known(answer: Payload | TransportError) -> Future[Payload | TransportError]:
 
 class Transport(Protocol):
     """One agent's door to its neighbours. Methods are called from one thread, but for `connect` and `presume_gone`;
-    serving goes on beside them.
+    serving, and transfers that were begun, go on beside them.
     """
 
     def start(self) -> str:
