@@ -59,8 +59,9 @@ class TimedTransfers:
             yield Wait("hosted", (), "fetch", agent.status.round, wait_ns / NS)
         came = in_time(answers, self.lasts_ns, limit_ns)
         took_s = {peer: min(self.lasts_ns.get(peer, 0), limit_ns) / NS for peer in came}
-        num_bytes = {peer: self.num_bytes.get(peer, 0) for peer in came if came[peer] is answers[peer]}
-        self.close()
+        in_full = [peer for peer in came if came[peer] is answers[peer]]
+        num_bytes = {peer: self.num_bytes.get(peer, 0) for peer in in_full}
+        self.ended.update(came.keys() - in_full)  # the publisher may still have to be told of what has come just now
         return Arrived(came, num_bytes, took_s, (longest_ns - wait_ns) / NS)
 
     def close(self) -> None:
