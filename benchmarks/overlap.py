@@ -1,12 +1,13 @@
 """What `exchange.overlap` saves: the time of async rounds over links of limited bandwidth, with and without.
 
-    python benchmarks/overlap.py            three agents, three bandwidths, 12 rounds each way: two minutes
+    python benchmarks/overlap.py            three agents, three bandwidths, 10 rounds each way: three minutes
     python benchmarks/overlap.py --smoke    two agents, one bandwidth, three rounds, no claim
 
-Agents are threads that run the real round over gRPC; before each stands a relay that passes so many bytes a second to
-each reader (tests/faults/relay.py). Training is sleeping (the task below), as on a device of its own: so the number of
-cores decides nothing, and what receiving costs a processor that trains is not in these figures. A transfer takes half
-as long as training, as long, or twice as long. The first rounds, in which there is nothing to read yet, do not count.
+Agents are threads that run the real round over gRPC. On each edge stands a relay of its own that passes so many bytes
+a second (tests/faults/relay.py); two readers of one address would share a connection, being one process. Training is
+sleeping (the task below), as on a device of its own: so the number of cores decides nothing, and what receiving costs
+a processor that trains is not in these figures. A transfer takes half as long as training, as long, or twice as long.
+The first rounds, in which there is nothing to read yet, do not count.
 
 Checked: with overlap a round lasts as long as the longer of the two and without as long as both together, within a
 fifth and what evaluating and merging take. What the age of the snapshots costs is shown in simulation, on a ring of
@@ -88,14 +89,16 @@ def measure(overlap: bool, share: float, *, agents: int, rounds: int, train_s: f
     with tempfile.TemporaryDirectory() as folder, ExitStack() as relays, ExitStack() as doors:
         group = [build_agent(config, number, Path(folder), "s", door(number)) for number in range(agents)]
         bandwidth = group[0].schema.num_bytes / (share * train_s)
-        addresses = {}
+        lines: dict[int, dict[int, str]] = {agent.id: {} for agent in group}
         for agent in group:
-            relay = Relay(agent.transport.start(), bytes_per_s=bandwidth)
+            door_at = agent.transport.start()
             doors.callback(agent.transport.close)
-            addresses[agent.id] = relay.start()
-            relays.callback(relay.close)
+            for reader in lines.keys() - {agent.id}:
+                relay = Relay(door_at, bytes_per_s=bandwidth)
+                lines[reader][agent.id] = relay.start()
+                relays.callback(relay.close)
         for agent in group:
-            agent.transport.connect({peer: address for peer, address in addresses.items() if peer != agent.id})
+            agent.transport.connect(lines[agent.id])
         told = together([partial(all_rounds, agent, rounds) for agent in group])
     counted = [(seconds, report) for one in told for seconds, report in one[SKIP:]]
     return {
@@ -185,10 +188,10 @@ def together(calls: list[Callable[[], Any]]) -> list[Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="two agents, one bandwidth, three rounds, no claim")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    size: dict[str, Any] = {"agents": 3, "rounds": arguments.rounds, "train_s": 0.5, "hidden": 700}
+    size: dict[str, Any] = {"agents": 3, "rounds": arguments.rounds, "train_s": 1.0, "hidden": 700}
     shares = SHARES
     if arguments.smoke:
         size, shares = {"agents": 2, "rounds": 3, "train_s": 0.05, "hidden": 64}, (1.0,)
