@@ -9,7 +9,7 @@ zero; a snapshot of a later round than one's own counts in full. Rows go on summ
 nothing is agreed between the two ends of an edge: the average of all models is not kept, but drifts towards those who
 are read more often than they read, which are the slow ones when p is zero and the fast ones when it is large.
 
-A snapshot that is held already is not sent again: the neighbour says that it still is its newest, and no more.
+A snapshot that is held already is not sent again: the neighbour is told of it, and says that it still is its newest.
 
 With `exchange.overlap` the snapshots come while the agent trains: those that were the newest when its training began.
 

@@ -202,18 +202,6 @@ class Receiver:
         return PayloadError(f"agent {self.fetch.peer}'s {self.fetch.kind!r} of {round_} {what}")
 
 
-class Look(Receiver):
-    """Takes an announcement and no byte: what the buffer holds stays as it is, whatever the peer sends."""
-
-    def take(self, position: int, data: memoryview) -> None:
-        """Refuse it.
-
-        Raises:
-            PayloadError: always.
-        """
-        raise self._error(f"brought {len(data)} bytes at byte {position}, and none were asked for")
-
-
 class _Incoming:
     """One tensor that is being filled: how far it has come, its digest so far, how far its numbers were checked."""
 
