@@ -186,7 +186,7 @@ def _report(
     }
     if "weights" in exchange and agent.config.merge.gate.margin is not None:
         metrics["gate"] = share
-    if exchange and agent.config.exchange.overlap:
+    if "weights" in exchange and agent.config.exchange.overlap:
         metrics["hidden_s"] = hidden_s
     report = Report(
         agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
