@@ -33,7 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from mutations import mutate, wrong
 from dimat.config import load_config
 from dimat.coordinator import Coordinator, Store
 from dimat.errors import DimatError
-from dimat.messages import Directive, Header, Heartbeat, Join, Member, Report, RoundSummary, View
+from dimat.messages import Directive, Header, Heartbeat, Join, Member, Payload, Report, RoundSummary, View, digest
 from dimat.proto.v1 import coordinator_pb2, peer_pb2
 from dimat.runfolder import prepare, processes
 from dimat.simulate import simulate
@@ -320,8 +320,21 @@ def against_clients(num: int, seed: int) -> Finding:
     reader.connect({0: addresses[0]})
     control = GrpcControl(addresses[1], retry_s=0.01)
     join = Join(1, "s", "127.0.0.1:1", schema.fingerprint, 4)
+    kept = Buffer(schema)
+
+    def ask_again() -> Any:
+        """Ask for what is held already, and look at it afterwards."""
+        for tensor in payload.tensors:
+            kept.view(tensor.spec.name)[:] = tensor.data
+        held = Payload(payload.header, tuple(replace(t, data=kept.view(t.spec.name)) for t in payload.tensors))
+        answer = reader.gather((Fetch(0, "snapshot", None, kept, held=held),), timeout_s=0.5)[0]
+        if answer is held and any(digest(tensor.data) != tensor.checksum for tensor in held.tensors):
+            found.problems.append("what was held changed under its reader")
+        return answer
+
     calls = {
         "gather": lambda: reader.gather((Fetch(0, "snapshot", rng.choice((3, None)), buffer),), timeout_s=0.5)[0],
+        "ask again": ask_again,
         "describe": lambda: reader.describe(0, 0.5),
         "wait": lambda: reader.wait(Wait("published", (0,), "snapshot", 3, 0.05)),
         "join": lambda: control.join(join, 0.05),
@@ -330,7 +343,7 @@ def against_clients(num: int, seed: int) -> Finding:
     }
     try:
         while liar.told < num:
-            name = rng.choice((*["gather"] * 5, *["describe"] * 3, *calls))
+            name = rng.choice((*["gather"] * 5, *["ask again"] * 2, *["describe"] * 3, *calls))
             began = time.monotonic()
             try:
                 answer: Any = calls[name]()

@@ -231,6 +231,9 @@ class ExchangeConfig(Part):
     """async: a snapshot that is older than the agent's own round by more rounds than this is not merged with."""
     staleness_power: Annotated[float, Field(ge=0)] = 0.5
     """async: a snapshot s rounds older has its weight times (1 + s) ** -staleness_power; what is left goes to self."""
+    overlap: bool = False
+    """async: the neighbours' newest snapshots travel while the agent trains. What is merged is what they had published
+    when its training began: up to a round older than without, and weighed so."""
     encoding: Literal["float32"] = "float32"
 
     @model_validator(mode="after")
@@ -239,6 +242,15 @@ class ExchangeConfig(Part):
             raise ValueError(
                 f"min_timeout_s is {self.min_timeout_s:g} and timeout_s {self.timeout_s:g}: "
                 "the least wait is longer than the longest"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlaps_where_nobody_waits(self) -> Self:
+        if self.overlap and self.mode == "sync":
+            raise ValueError(
+                "overlap is true and mode 'sync': in step a round merges its neighbours' snapshots of the same round, "
+                "which do not exist before its training ends. Take mode 'async', or overlap false"
             )
         return self
 

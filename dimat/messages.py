@@ -141,6 +141,13 @@ class Payload:
         return sum(tensor.spec.num_bytes for tensor in self.tensors)
 
     @property
+    def identity(self) -> bytes:
+        """Sixteen bytes that differ where header or tensors do: how a reader says what it holds already."""
+        header = self.header
+        what = json.dumps([header.kind, header.round, header.agent, sorted(header.scalars.items())])
+        return digest(b"".join([what.encode(), *(tensor.checksum for tensor in self.tensors)]))
+
+    @property
     def schema(self) -> Schema:
         """The tensors' specifications; the groups are the agent's to know."""
         return Schema(tuple(tensor.spec for tensor in self.tensors))

@@ -13,7 +13,8 @@ def test_the_keys_of_the_first_release_go_on_meaning_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [[], ["exchange.timeout_s=3"], ["exchange.mode=async", "exchange.min_timeout_s=1"]]
+    "settings",
+    [[], ["exchange.timeout_s=3"], ["exchange.mode=async", "exchange.min_timeout_s=1", "exchange.overlap=true"]],
 )
 def test_the_resolved_config_is_read_as_itself(settings: list[str]) -> None:
     """A ceiling below the default floor is nobody's mistake: the floor goes down with it."""
@@ -33,6 +34,7 @@ def test_the_resolved_config_is_read_as_itself(settings: list[str]) -> None:
         (["exchange.max_staleness=-1"], "greater than or equal to 0"),
         (["exchange.max_stalenes=1"], "Did you mean 'exchange.max_staleness'?"),
         (["exchange.staleness_power=-0.5"], "greater than or equal to 0"),
+        (["exchange.overlap=true"], "which do not exist before its training ends. Take mode 'async', or overlap false"),
     ],
 )
 def test_what_cannot_be_is_refused_and_the_right_word_named(settings: list[str], words: str) -> None:

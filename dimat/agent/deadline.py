@@ -116,8 +116,16 @@ def came(past: Past, what: What, peer: int, waited_s: float) -> Past:
     """What is remembered after a wait of `waited_s` seconds that `peer` ended."""
     key = (what, peer)
     waits = (*past.waits.get(key, ()), waited_s)[-WINDOW:]
-    late = {other: number for other, number in past.expiries.items() if other != key}
-    return replace(past, waits={**past.waits, key: waits}, expiries=late)
+    return replace(answered(past, what, peer), waits={**past.waits, key: waits})
+
+
+def answered(past: Past, what: What, peer: int) -> Past:
+    """What is remembered of one that is there, where how long it took says nothing of the next time.
+
+    >>> answered(expired(Past(), "fetched", 1), "fetched", 1) == Past()
+    True
+    """
+    return replace(past, expiries={key: number for key, number in past.expiries.items() if key != (what, peer)})
 
 
 def expired(past: Past, what: What, peer: int) -> Past:

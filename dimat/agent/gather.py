@@ -40,6 +40,8 @@ class Gathered:
     """Neighbours without a part in this merge, and why."""
     scalars: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """The numbers that came in the headers, by agent."""
+    hidden_s: float = 0.0
+    """Seconds of transfers that training hid."""
 
 
 def gather(

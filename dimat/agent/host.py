@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from dimat.agent.ahead import Ahead, Transfers
 from dimat.agent.ranks import train_agent
 from dimat.agent.steps import Steps
 from dimat.errors import TransportError
@@ -35,6 +36,9 @@ class Host(Protocol):
 
     def fetch(self, agent: Agent, fetches: tuple[Fetch, ...], timeout_s: float) -> Steps[Answers]:
         """As `fetch` below."""
+
+    def begin(self, agent: Agent, fetches: tuple[Fetch, ...]) -> Ahead:
+        """As `begin` below."""
 
 
 def train(agent: Agent, number: int) -> Steps[float]:
@@ -63,3 +67,10 @@ def fetch(agent: Agent, fetches: tuple[Fetch, ...], timeout_s: float) -> Steps[A
     if agent.host is None:
         return agent.transport.gather(fetches, timeout_s)
     return (yield from agent.host.fetch(agent, fetches, timeout_s))
+
+
+def begin(agent: Agent, fetches: tuple[Fetch, ...]) -> Ahead:
+    """Let transfers go on while the agent does something else; they carry what is there now."""
+    if agent.host is None:
+        return Transfers(fetches, agent.status.now).start(agent.transport)
+    return agent.host.begin(agent, fetches)

@@ -9,6 +9,10 @@ zero; a snapshot of a later round than one's own counts in full. Rows go on summ
 nothing is agreed between the two ends of an edge: the average of all models is not kept, but drifts towards those who
 are read more often than they read, which are the slow ones when p is zero and the fast ones when it is large.
 
+A snapshot that is held already is not sent again: the neighbour is told of it, and says that it still is its newest.
+
+With `exchange.overlap` the snapshots come while the agent trains: those that were the newest when its training began.
+
 An agent that does not answer costs a round its deadline; after the second failure in a row it is asked in every second
 round, then in every fourth, and so on up to every eighth.
 
@@ -21,9 +25,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dimat.agent.deadline import Past, came, expired
+from dimat.agent.ahead import Arrived
+from dimat.agent.basis import has_to_agree
+from dimat.agent.deadline import Past, answered, came, expired
 from dimat.agent.gather import MAX_REASON, Gathered
-from dimat.agent.host import fetch
+from dimat.agent.host import begin, fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
@@ -36,6 +42,20 @@ MAX_REST = 8
 """One that does not answer is asked every so many rounds at least."""
 
 
+def fetch_ahead(agent: Agent, number: int) -> None:
+    """As training of round `number` begins, let the neighbours' newest come, where `exchange.overlap` says so.
+
+    Not in a round that first agrees on a basis: what came before would be merged in another one.
+    """
+    if not agent.config.exchange.overlap or not agent.merges(number):
+        return
+    if agent.basis == "agree" and has_to_agree(agent, number):
+        return
+    peers = sorted(peer for peer in agent.row(number) if peer != agent.id and not rests(agent.past, peer, number))
+    if peers:
+        agent.ahead = begin(agent, tuple(agent.newest_from(peer, number) for peer in peers))
+
+
 def gather_newest(agent: Agent, number: int, row: Mapping[int, float], clock: PhaseClock) -> Steps[Gathered]:
     """Fetch what the neighbours have published last, and weigh it by its age in rounds."""
     exchange = agent.config.exchange
@@ -44,21 +64,23 @@ def gather_newest(agent: Agent, number: int, row: Mapping[int, float], clock: Ph
         yield Wait("published", (), "snapshot", number, 0.0)
     neighbours = sorted(peer for peer in row if peer != agent.id)
     missing = {peer: "is asked less often: it did not answer" for peer in neighbours if rests(agent.past, peer, number)}
-    asked = [peer for peer in neighbours if peer not in missing]
     with clock("gather"):
-        begun = agent.status.now()
-        fetches = tuple(agent.fetch_from(peer, "snapshot", None) for peer in asked)
-        answers = (yield from fetch(agent, fetches, agent.patience_s("fetched", asked))) if fetches else {}
-        took_s = agent.status.now() - begun
+        arrived = yield from _newest_of(agent, number, [peer for peer in neighbours if peer not in missing])
     payloads = {}
     staleness: dict[int, int] = {}
-    for peer, answer in sorted(answers.items()):
-        # Whoever answers is there, even if there is nothing to read yet, or nothing good.
-        silent = isinstance(answer, PeerUnavailable)
-        agent.past = expired(agent.past, "fetched", peer) if silent else came(agent.past, "fetched", peer, took_s)
+    for peer, answer in sorted(arrived.answers.items()):
+        if isinstance(answer, PeerUnavailable):
+            agent.past = expired(agent.past, "fetched", peer)
+        elif arrived.num_bytes.get(peer):
+            agent.past = came(agent.past, "fetched", peer, arrived.took_s[peer])
+        else:
+            # Whoever answers is there, even if there is nothing to read yet, nothing good, or nothing new. That takes a
+            # moment, and deadlines that followed it would cut the next model short.
+            agent.past = answered(agent.past, "fetched", peer)
         if isinstance(answer, TransportError):
             missing[peer] = str(answer)[:MAX_REASON]
             continue
+        agent.held[peer] = answer
         newest = answer.header.round
         agent.newest[peer] = max(newest, agent.newest.get(peer, 0))
         staleness[peer] = max(0, number - newest)
@@ -73,10 +95,28 @@ def gather_newest(agent: Agent, number: int, row: Mapping[int, float], clock: Ph
     return Gathered(
         states={peer: decode(payload) for peer, payload in payloads.items()},
         weights=discounted_row(agent.id, row, fresh, exchange.staleness_power),
-        bytes_received={
-            peer: answer.num_bytes for peer, answer in answers.items() if not isinstance(answer, TransportError)
-        },
+        bytes_received={peer: arrived.num_bytes[peer] for peer in sorted(staleness)},
         missing=missing,
+        hidden_s=arrived.hidden_s,
+    )
+
+
+def _newest_of(agent: Agent, number: int, peers: list[int]) -> Steps[Arrived]:
+    """The newest snapshots of `peers`: those that were fetched ahead as far as they come, the others' now."""
+    ahead = Arrived()
+    if agent.ahead is not None:
+        ahead = yield from agent.ahead.collect(agent, agent.patience_s("fetched", agent.ahead.peers))
+        agent.ahead = None
+    fetches = tuple(agent.newest_from(peer, number) for peer in peers if peer not in ahead.answers)
+    begun = agent.status.now()
+    late = (yield from fetch(agent, fetches, agent.patience_s("fetched", peers))) if fetches else {}
+    took_s = agent.status.now() - begun
+    answers = {**ahead.answers, **late}
+    return Arrived(
+        answers={peer: answers[peer] for peer in peers},  # the graph may have changed since training began
+        num_bytes={**ahead.num_bytes, **{one.peer: one.num_bytes(late[one.peer]) for one in fetches}},
+        took_s={**ahead.took_s, **dict.fromkeys(late, took_s)},
+        hidden_s=ahead.hidden_s,
     )
 
 

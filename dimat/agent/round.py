@@ -1,6 +1,6 @@
 """One round of one agent, from local training to the report. Everything dimat does happens here or is called from here.
 
-train     local epochs on the agent's own data
+train     local epochs on the agent's own data (with `exchange.overlap` the neighbours' newest travel meanwhile)
 publish   freeze a snapshot; neighbours may fetch it from now on
 wait      until the neighbours have published, or the deadline
 gather    fetch the neighbours' snapshots of this round at the same time (`async`: their newest, without a wait)
@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
+from dimat.agent.ahead import no_transfer_left
 from dimat.agent.algorithms.rounds import run_steps
 from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree, shares_moved
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
 from dimat.agent.host import evaluate, train
-from dimat.agent.newest import gather_newest
+from dimat.agent.newest import fetch_ahead, gather_newest
 from dimat.agent.state import Agent
 from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock
@@ -48,6 +49,12 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     """Train, exchange and merge once; yields each thing it waits for and returns the numbers of the round."""
     if agent.algorithm is not None:  # one that exchanges while it trains
         return (yield from run_steps(agent, number))
+    with no_transfer_left(agent):
+        return (yield from merge_round(agent, number))
+
+
+def merge_round(agent: Agent, number: int) -> Steps[Report]:
+    """A round of `algorithm: merge`: train first, then exchange and merge."""
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
 
@@ -56,6 +63,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
         num_bytes.update((yield from adopt_root(agent, clock)).bytes_received)
 
     with clock("train"):
+        fetch_ahead(agent, number)
         loss = yield from train(agent, number)
     with clock("evaluate"):
         before = yield from evaluate(agent)
@@ -111,7 +119,7 @@ def run_round(agent: Agent, number: int) -> Steps[Report]:
     return _report(
         agent, number, clock, loss, before, after, share=share,
         weights=weights, bytes_received=dict(num_bytes), missing=gathered.missing,
-        moved=moved, sketch_before=sketch_before, sketch_after=sketch_after,
+        moved=moved, sketch_before=sketch_before, sketch_after=sketch_after, hidden_s=gathered.hidden_s,
     )  # fmt: skip
 
 
@@ -164,6 +172,7 @@ def _report(
     after: Mapping[str, float] | None = None,
     *,
     share: float = 1.0,
+    hidden_s: float = 0.0,
     **exchange: Any,
 ) -> Report:
     after = before if after is None else after
@@ -177,6 +186,8 @@ def _report(
     }
     if "weights" in exchange and agent.config.merge.gate.margin is not None:
         metrics["gate"] = share
+    if "weights" in exchange and agent.config.exchange.overlap:
+        metrics["hidden_s"] = hidden_s
     report = Report(
         agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
     )

@@ -30,6 +30,7 @@ from dimat.topology import Topology, with_newcomers, without_agents
 from dimat.transport.base import Buffer, Fetch, Transport, closed
 
 if TYPE_CHECKING:
+    from dimat.agent.ahead import Ahead
     from dimat.agent.algorithms.api import Algorithm
     from dimat.agent.host import Host
     from dimat.agent.ranks import Ranks
@@ -109,6 +110,10 @@ class Agent:
     status: Status = field(default_factory=Status)
     newest: dict[int, int] = field(default_factory=dict)
     """The newest round of a neighbour's that was ever fetched, for `exchange.mode: async`."""
+    held: dict[int, Payload] = field(default_factory=dict)
+    """The newest snapshot of each neighbour, for `exchange.mode: async`, as long as it lies whole in its buffer."""
+    ahead: Ahead | None = None
+    """What comes from neighbours while this agent trains, with `exchange.overlap`."""
     past: Past = field(default_factory=Past)
     """What is remembered of waits for neighbours. A simulation, which has no clock, remembers no waits."""
     ranks: Ranks | None = None
@@ -219,9 +224,21 @@ class Agent:
         """The request for a peer's payload (None: its newest), into memory that is used again every round."""
         return Fetch(peer=peer, kind=kind, round=round, into=self.buffer_for(peer, kind))
 
+    def newest_from(self, peer: int, during: int) -> Fetch:
+        """The request of round `during` for a peer's newest snapshot, where that is not what is held already."""
+        held = self.held.get(peer)
+        return Fetch(peer, "snapshot", None, self.buffer_for(peer), held=held, during=during)
+
     def buffer_for(self, peer: int, kind: str = "snapshot") -> Buffer:
-        """Memory for what comes from `peer`, used again every round; whole models of all kinds share it."""
+        """Memory for what comes from `peer`, used again every round; whole models of all kinds share it.
+
+        Who takes it takes it away: what it held counts as held no more, and what was on its way into it ends.
+        """
         key = (peer, kind if kind in self.schemas else "")
+        if not key[1]:
+            self.held.pop(peer, None)
+            if self.ahead is not None:
+                self.ahead.drop(peer)
         if key not in self.buffers:
             self.buffers[key] = Buffer(self.schemas.get(kind, self.schema))
         return self.buffers[key]

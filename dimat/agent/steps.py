@@ -16,7 +16,7 @@ Steps = Generator[Wait, frozenset[int], T]
 
 
 def drive(steps: Steps[T], wait: Callable[[Wait], frozenset[int]]) -> T:
-    """Run `steps` to their end, waiting by `wait`; returns what they return."""
+    """Run `steps` to their end, waiting by `wait`; returns what they return. Where waiting fails, the steps end too."""
     try:
         request = next(steps)
         while True:
@@ -24,3 +24,5 @@ def drive(steps: Steps[T], wait: Callable[[Wait], frozenset[int]]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    finally:
+        steps.close()

@@ -8,6 +8,7 @@ really cross the wire and the reader's own checks meet them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from dimat.errors import PeerUnavailable, TransportError
 from dimat.faults.plan import Fault, concerns, cut_off, served
 from dimat.faults.serving import spoil
 from dimat.messages import Description, Payload
-from dimat.transport.base import Fetch, Wait
+from dimat.transport.base import Fetch, Wait, known
 
 T = TypeVar("T")
 
@@ -73,21 +74,19 @@ class FaultyTransport:
 
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Fetch over the links that are whole."""
-        answers: dict[int, Payload | TransportError] = {}
-        whole = []
-        for fetch in fetches:
-            # Who asks for the newest round is itself in the one that it published last.
-            round = fetch.round if fetch.round is not None else self._last.header.round if self._last else 0
-            cut = cut_off(self._faults, self._agent, (fetch.peer,), round)
-            if fetch.peer in cut:
-                answers[fetch.peer] = PeerUnavailable(
-                    f"the link to agent {fetch.peer} is cut in round {round}, as the fault plan says: {cut[fetch.peer]}"
-                )
-            else:
-                whole.append(fetch)
+        whole, refused = self._part(fetches)
+        answers: dict[int, Payload | TransportError] = dict(refused)
         if whole:
-            answers |= self.inner.gather(tuple(whole), timeout_s)
+            answers |= self.inner.gather(whole, timeout_s)
         return dict(sorted(answers.items()))
+
+    def begin(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Future[Payload | TransportError]]:
+        """Begin to fetch over the links that are whole; the others' answers are known."""
+        whole, refused = self._part(fetches)
+        futures = {peer: known(refusal) for peer, refusal in refused.items()}
+        if whole:
+            futures |= self.inner.begin(whole, timeout_s)
+        return dict(sorted(futures.items()))
 
     def presume_gone(self, peers: frozenset[int]) -> None:
         """Waits for `peers` end at once."""
@@ -110,6 +109,22 @@ class FaultyTransport:
         cut = self._cut(wait)
         over: frozenset[int] = self.inner.settled(_without(wait, cut))
         return over | cut
+
+    def _part(self, fetches: tuple[Fetch, ...]) -> tuple[tuple[Fetch, ...], dict[int, PeerUnavailable]]:
+        """The fetches over whole links, and why the others are refused, by peer."""
+        whole, refused = [], {}
+        for fetch in fetches:
+            # Who asks for the newest round, and does not say more, is itself in the one that it published last.
+            last = self._last.header.round if self._last else 0
+            round = next(number for number in (fetch.round, fetch.during, last) if number is not None)
+            cut = cut_off(self._faults, self._agent, (fetch.peer,), round)
+            if fetch.peer in cut:
+                refused[fetch.peer] = PeerUnavailable(
+                    f"the link to agent {fetch.peer} is cut in round {round}, as the fault plan says: {cut[fetch.peer]}"
+                )
+            else:
+                whole.append(fetch)
+        return tuple(whole), refused
 
     def _cut(self, wait: Wait) -> frozenset[int]:
         return frozenset(cut_off(self._faults, self._agent, wait.peers, wait.round))

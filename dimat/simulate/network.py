@@ -71,12 +71,12 @@ class Conditions:
 
 
 def in_time(
-    answers: Mapping[int, Payload | TransportError], lasts_ns: Mapping[int, int], timeout_s: float
+    answers: Mapping[int, Payload | TransportError], lasts_ns: Mapping[int, int], limit_ns: int
 ) -> dict[int, Payload | TransportError]:
-    """The answers as they are after `timeout_s`: a transfer that lasts longer has not come."""
-    late = {peer for peer, payload in answers.items() if lasts_ns.get(peer, 0) > timeout_s * NS}
+    """The answers as they are `limit_ns` after they were asked for: a transfer that lasts longer has not come."""
+    late = {peer for peer, payload in answers.items() if lasts_ns.get(peer, 0) > limit_ns}
     return {
-        peer: PeerUnavailable(f"agent {peer}'s answer was not read before the deadline of {timeout_s:.3g} s")
+        peer: PeerUnavailable(f"agent {peer}'s answer was not read before the deadline of {limit_ns / NS:.3g} s")
         if peer in late
         else answer
         for peer, answer in sorted(answers.items())

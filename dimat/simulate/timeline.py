@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from dimat.agent.host import Answers
 from dimat.agent.state import Agent
 from dimat.agent.waiting import remember
 from dimat.errors import ConfigError
-from dimat.messages import Payload
+from dimat.simulate.ahead import TimedTransfers
 from dimat.simulate.faults import Stall
 from dimat.simulate.network import NS, Conditions, in_time
 from dimat.simulate.running import Running
@@ -121,12 +121,11 @@ class Timeline:
         self._num_gradients[agent.id] += 1
         return self._conditions.training_ns(agent.id, count, num_samples) / NS
 
-    def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
+    def transfer(
+        self, agent: Agent, answers: Answers, num_bytes: Mapping[int, int], timeout_s: float
+    ) -> tuple[Answers, float]:
         """What has come of `answers`, which begin to travel now, and after how many seconds all is there."""
-        count = self._num_fetches[agent.id]
-        self._num_fetches[agent.id] += 1
-        num_bytes = {peer: answer.num_bytes for peer, answer in answers.items() if isinstance(answer, Payload)}
-        lasts_ns = self._conditions.transfers_ns(agent.id, count, num_bytes)
+        lasts_ns = self._transfers_ns(agent, num_bytes)
         limit_ns = math.ceil(timeout_s * NS)
         reads, self._reads = self._reads, []
         for reader, publisher, kind, round in reads:
@@ -134,7 +133,26 @@ class Timeline:
                 action = partial(self._acknowledge, reader, publisher, kind, round)
                 self._at(self.now_ns + lasts_ns[publisher], NOBODY, action)
         longest_ns = max((min(one, limit_ns) for one in lasts_ns.values()), default=0)
-        return in_time(answers, lasts_ns, timeout_s), longest_ns / NS
+        return in_time(answers, lasts_ns, limit_ns), longest_ns / NS
+
+    def begin(self, agent: Agent, answers: Answers, num_bytes: Mapping[int, int]) -> TimedTransfers:
+        """`answers` begin to travel now, and the agent goes on."""
+        lasts_ns = self._transfers_ns(agent, num_bytes)
+        transfers = TimedTransfers(answers, num_bytes, lasts_ns, lambda: self.now_ns, self.now_ns)
+        reads, self._reads = self._reads, []
+        for read in reads:
+            publisher = read[1]
+            self._at(self.now_ns + lasts_ns[publisher], NOBODY, partial(self._arrive, transfers, *read))
+        return transfers
+
+    def _transfers_ns(self, agent: Agent, num_bytes: Mapping[int, int]) -> dict[int, int]:
+        count = self._num_fetches[agent.id]
+        self._num_fetches[agent.id] += 1
+        return self._conditions.transfers_ns(agent.id, count, num_bytes)
+
+    def _arrive(self, transfers: TimedTransfers, reader: int, publisher: int, kind: str, round: int) -> None:
+        if publisher in transfers.peers:
+            self._acknowledge(reader, publisher, kind, round)
 
     def _note_read(self, reader: int, publisher: int, kind: str, round: int) -> None:
         self._reads.append((reader, publisher, kind, round))

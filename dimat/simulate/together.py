@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.nn.modules.conv import _ConvNd
 
+from dimat.agent.ahead import A_DAY_S, Ahead, Transfers
 from dimat.agent.host import Answers
 from dimat.agent.randomness import Randomness, capture, restore
 from dimat.agent.ranks import train_agent
@@ -26,7 +27,7 @@ from dimat.agent.state import Agent
 from dimat.agent.steps import Steps
 from dimat.agent.train import learning_rate
 from dimat.calibrate.probe import evaluating
-from dimat.errors import UsageError
+from dimat.errors import TransportError, UsageError
 from dimat.simulate.check import CannotStack, check_first_step, check_verdict, stackable
 from dimat.simulate.epochs import Epoch, Trainer, mean_losses, scores
 from dimat.simulate.stack import check_optimizer, stack, unstack
@@ -64,8 +65,13 @@ class Clock(Protocol):
     def gradient_s(self, agent: Agent, num_samples: int) -> float:
         """How long one gradient on so many samples lasts."""
 
-    def transfer(self, agent: Agent, answers: Answers, timeout_s: float) -> tuple[Answers, float]:
-        """What of `answers` comes in time, and after how many seconds all has come or is given up."""
+    def transfer(
+        self, agent: Agent, answers: Answers, num_bytes: Mapping[int, int], timeout_s: float
+    ) -> tuple[Answers, float]:
+        """What comes in time of `answers`, `num_bytes` each, and after how many seconds all has or is given up."""
+
+    def begin(self, agent: Agent, answers: Answers, num_bytes: Mapping[int, int]) -> Ahead:
+        """`answers` begin to travel, and the agent goes on."""
 
 
 class Streams(Protocol):
@@ -135,9 +141,16 @@ class Together:
         answers = agent.transport.gather(fetches, timeout_s)
         if self.clock is None:
             return answers
-        answers, lasts_s = self.clock.transfer(agent, answers, timeout_s)
+        answers, lasts_s = self.clock.transfer(agent, answers, travelling(fetches, answers), timeout_s)
         yield Wait("hosted", (), "fetch", agent.status.round, lasts_s)
         return answers
+
+    def begin(self, agent: Agent, fetches: tuple[Fetch, ...]) -> Ahead:
+        """What neighbours hold now, there at once or when the clock says so."""
+        if self.clock is None:
+            return Transfers(fetches, agent.status.now).start(agent.transport)
+        answers = agent.transport.gather(fetches, timeout_s=A_DAY_S)
+        return self.clock.begin(agent, answers, travelling(fetches, answers))
 
     def _ask(self, request: Request, lasts_s: float) -> Steps[Request]:
         """Hand in a request, unless all is done one by one, and wait until it is done and its time is over."""
@@ -253,6 +266,15 @@ class Together:
         if not self._judged:
             check_verdict(agents[0], requests[0].result)
             self._judged = True
+
+
+def travelling(fetches: tuple[Fetch, ...], answers: Answers) -> dict[int, int]:
+    """The bytes of what has been found to send, by whom it is from."""
+    return {
+        one.peer: one.num_bytes(answers[one.peer])
+        for one in fetches
+        if not isinstance(answers[one.peer], TransportError)
+    }
 
 
 def has_scores(task: Any) -> bool:

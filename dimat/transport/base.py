@@ -8,6 +8,7 @@ on) round r of its neighbours, so no reader is ever more than one round behind i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -55,6 +56,15 @@ class Fetch:
     kind: str
     round: int | None
     into: Buffer
+    held: Payload | None = None
+    """What `into` holds of it from an earlier fetch. Where that is what the peer would send, header and digests alike,
+    it is itself the answer, the peer is told that it was read, and no tensor travels."""
+    during: int | None = None
+    """The round that the reader is in, where it does not ask for a round; None: the one that it published last."""
+
+    def num_bytes(self, answer: Payload | TransportError) -> int:
+        """The bytes of tensors that travelled for `answer`: none for what was held, or did not come."""
+        return 0 if isinstance(answer, TransportError) or answer is self.held else answer.num_bytes
 
 
 class Buffer:
@@ -85,9 +95,20 @@ class Buffer:
         return self._memory[start : start + num_bytes]
 
 
+def known(answer: Payload | TransportError) -> Future[Payload | TransportError]:
+    """A future of what is known already.
+
+    >>> known(TransportError("nobody there")).done()
+    True
+    """
+    future: Future[Payload | TransportError] = Future()
+    future.set_result(answer)
+    return future
+
+
 class Transport(Protocol):
     """One agent's door to its neighbours. Methods are called from one thread, but for `connect` and `presume_gone`;
-    serving goes on beside them.
+    serving, and transfers that were begun, go on beside them.
     """
 
     def start(self) -> str:
@@ -127,6 +148,13 @@ class Transport(Protocol):
         """Fetch from all peers at once and acknowledge what arrived whole; a failure is a value, not an exception.
 
         The payloads' tensors are views into the given buffers. Broken streams are resumed where they stopped.
+        """
+
+    def begin(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Future[Payload | TransportError]]:
+        """As `gather`, but without waiting: what comes from each peer, as it will be known.
+
+        The transfers go on in the thread that serves. Once a future was cancelled nothing more is written to its buffer
+        before the next fetch into it; those that are open when the door closes end with an error.
         """
 
     def close(self) -> None:

@@ -120,6 +120,11 @@ class Receiver:
         self._header, self._checksums = header, checksums
         self._next_tensor()
 
+    def is_announced(self, payload: Payload) -> bool:
+        """Whether what was announced is `payload`, byte for byte as far as digests tell."""
+        checksums = tuple(tensor.checksum for tensor in payload.tensors)
+        return (self._header, self._checksums) == (payload.header, checksums)
+
     def take(self, position: int, data: memoryview) -> None:
         """Store the bytes that belong at `position` of the sequence.
 

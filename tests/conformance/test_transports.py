@@ -329,6 +329,91 @@ def test_buffers_are_used_again(make: Make, request: pytest.FixtureRequest) -> N
     assert (own not in seen) if lends else (seen == [own, own])
 
 
+def lending(request: pytest.FixtureRequest) -> bool:
+    """Whether the transport under test reads where the publisher keeps it, and leaves buffers alone."""
+    return bool(request.node.callspec.params["make"] == "lending-memory")
+
+
+@pytest.mark.parametrize("asked", [None, 1])
+def test_what_is_held_and_would_be_sent_again_is_the_answer(make: Make, asked: int | None) -> None:
+    """The mark in the buffer is the oracle: nothing is written to it."""
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    alice.publish(snapshot(state()))
+    buffer = Buffer(schema)
+    held = bob.gather((Fetch(0, "snapshot", asked, buffer),), timeout_s=30.0)[0]
+    assert isinstance(held, Payload)
+    buffer.view("fc.weight")[:4] = b"mark"
+    again = Fetch(0, "snapshot", asked, buffer, held=held)
+    answer = bob.gather((again,), timeout_s=30.0)[0]
+    assert answer is held
+    assert again.num_bytes(answer) == 0
+    assert bytes(buffer.view("fc.weight")[:4]) == b"mark"
+
+
+def test_who_still_holds_it_is_known_to_have_read_what_was_published_again(make: Make) -> None:
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    alice.publish(snapshot(state()))
+    held = fetched(bob, schema, None)
+    alice.publish(snapshot(state()))
+    wait = Wait("acknowledged", (1,), "snapshot", 1, timeout_s=0.05)
+    assert alice.wait(wait) == frozenset()
+    assert bob.gather((Fetch(0, "snapshot", None, Buffer(schema), held=held),), timeout_s=30.0)[0] is held
+    assert alice.wait(replace(wait, timeout_s=20.0)) == {1}
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        pytest.param(encode(state(2.0), Header("snapshot", 2, 0)), id="a later round"),
+        pytest.param(encode(state(2.0), Header("snapshot", 1, 0)), id="the same round, done again"),
+        pytest.param(encode(state(1.0), Header("snapshot", 1, 0, {"weight": 0.5})), id="another number in the header"),
+    ],
+)
+def test_what_is_held_and_is_not_the_newest_is_replaced(
+    make: Make, newer: Payload, request: pytest.FixtureRequest
+) -> None:
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    alice.publish(snapshot(state()))
+    buffer = Buffer(schema)
+    held = bob.gather((Fetch(0, "snapshot", None, buffer),), timeout_s=30.0)[0]
+    assert isinstance(held, Payload)
+    alice.publish(newer)
+    again = Fetch(0, "snapshot", None, buffer, held=held)
+    answer = bob.gather((again,), timeout_s=30.0)[0]
+    assert isinstance(answer, Payload)
+    assert answer.header == newer.header
+    assert again.num_bytes(answer) == schema.num_bytes
+    for name, tensor in decode(newer).items():
+        assert torch.equal(decode(answer)[name], tensor)
+    assert lending(request) or decode(answer)["fc.weight"].data_ptr() == decode(held)["fc.weight"].data_ptr()
+
+
+def test_who_is_gone_is_gone_whatever_is_held_of_it(make: Make) -> None:
+    schema = schema_of(state())
+    alice, bob = make(schema, schema)
+    alice.publish(snapshot(state()))
+    held = fetched(bob, schema)
+    alice.close()
+    again = Fetch(0, "snapshot", None, Buffer(schema), held=held)
+    assert isinstance(bob.gather((again,), timeout_s=0.5)[0], PeerUnavailable)
+
+
+def test_fetches_that_were_begun_bring_what_gathering_brings(make: Make) -> None:
+    schema = schema_of(state())
+    alice, bob, _, dave = make(schema, schema, schema, schema)
+    alice.publish(snapshot(state(3.0), 2))
+    bob.publish(snapshot(state(float("nan")), 2, agent=1))
+    futures = dave.begin(tuple(Fetch(peer, "snapshot", None, Buffer(schema)) for peer in (0, 1, 2)), timeout_s=30.0)
+    answers = {peer: future.result(timeout=30.0) for peer, future in futures.items()}
+    assert {peer: type(answer) for peer, answer in answers.items()} == {0: Payload, 1: PayloadError, 2: RoundGone}
+    assert isinstance(answers[0], Payload)
+    assert bool((decode(answers[0])["fc.weight"] == 3).all())
+    assert alice.wait(Wait("acknowledged", (3,), "snapshot", 2, timeout_s=20.0)) == {3}
+
+
 def test_readers_see_the_old_one_or_the_new_one(make: Make) -> None:
     """While rounds are published as fast as they come, every fetch is of one round from its first byte to its last."""
     tensors = {f"w{number}": torch.zeros(20_000) for number in range(5)}

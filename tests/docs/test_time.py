@@ -23,14 +23,14 @@ def test_its_config_names_every_key_and_runs(tmp_path: Path, monkeypatch: pytest
     assert keys == set(ExchangeConfig.model_fields) - {"encoding"}
     config = load_config(Path("run.yaml"))
     assert config.exchange.model_copy(update={"min_timeout_s": None}) == ExchangeConfig(), "the others are the defaults"
-    commands = CONSOLE[0].splitlines()
-    assert len(commands) == 2
+    commands = [command for block in CONSOLE for command in block.splitlines()]
+    assert len(commands) == 3
     for command in commands:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0, command
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["time", "time-async"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["time", "time-async", "time-overlap"]
 
 
 def test_its_python_runs() -> None:

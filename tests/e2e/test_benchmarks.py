@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
         ("fuzz_wire.py", "holds  run: nothing died"),
         ("opcm.py", "20 models one at a time"),
         ("overhead.py", "resnet20, ring of 5"),
+        ("overlap.py", "models read per edge and round"),
         ("staleness.py", "used again"),
         ("simulation.py", "12 agents of 60 samples"),
         ("straggler.py", "one agent 10 times slower"),

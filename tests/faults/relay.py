@@ -123,9 +123,11 @@ class Relay:
             return
         else:
             self._open |= {writer, there_writer}
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, there_writer))
-                both.create_task(self._pump(there_reader, writer))
+            # Cancelled only by `_shut`: a handler that ends as cancelled makes asyncio print a traceback.
+            with contextlib.suppress(asyncio.CancelledError):
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._pump(reader, there_writer))
+                    both.create_task(self._pump(there_reader, writer))
             there_writer.transport.abort()
             self._open -= {writer, there_writer}
         finally:
@@ -142,26 +144,37 @@ class Relay:
             await line.put((0.0, b""))
 
         taking = self._loop.create_task(take())
+        free_at = 0.0
         try:
             while (item := await line.get())[1]:
                 due, data = item
                 await asyncio.sleep(max(0.0, due - self._loop.time()))
+                free_at = max(free_at, due)
                 if self.stall_share and self._random.random() < self.stall_share:
                     await asyncio.sleep(self.stall_s)
-                await self._write(writer, data)
+                    free_at = self._loop.time()
+                free_at = await self._write(writer, data, free_at)
             writer.write_eof()
         except OSError:
             pass
         finally:
             taking.cancel()
 
-    async def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+    async def _write(self, writer: asyncio.StreamWriter, data: bytes, free_at: float) -> float:
+        """Pass `data` on once the line is free, which is `free_at`; returns when it is free again.
+
+        By the clock, not by pauses: those last longer than they should on a busy machine, and that would add up.
+        """
         piece = CHUNK if self.bytes_per_s is None else max(1, int(self.bytes_per_s / 50))
         for start in range(0, len(data), piece):
-            await self._passing.wait()
+            if not self._passing.is_set():
+                await self._passing.wait()
+                free_at = self._loop.time()
             part = data[start : start + piece]
             writer.write(part)
             await writer.drain()
             self.num_bytes += len(part)
             if self.bytes_per_s is not None:
-                await asyncio.sleep(len(part) / self.bytes_per_s)
+                free_at += len(part) / self.bytes_per_s
+                await asyncio.sleep(max(0.0, free_at - self._loop.time()))
+        return free_at

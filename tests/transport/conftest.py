@@ -31,13 +31,15 @@ ScriptedPeers = Callable[..., AbstractContextManager[tuple["ScriptedPeer", GrpcT
 class ScriptedPeer(PeerService):
     """Agent 0, whose Fetch follows a script and who refuses its first `num_deaf` Describe calls.
 
-    `positions` and `rounds` are what Fetch was asked for, `acknowledged` how much each Describe acknowledged.
+    `positions` and `rounds` are what Fetch was asked for, `held` what its caller said it has, which this agent ignores;
+    `acknowledged` is how much each Describe acknowledged.
     """
 
     def __init__(self, payload: Payload, frame_bytes: int, script: Script, num_deaf: int) -> None:
         self.acknowledged: list[int] = []
         self.positions: list[int] = []
         self.rounds: list[int | None] = []
+        self.held: list[bytes | None] = []
         self._num_deaf = num_deaf
         self._script = script
         self.store = SnapshotStore(0)
@@ -54,6 +56,7 @@ class ScriptedPeer(PeerService):
         number = len(self.positions)
         self.positions.append(request.position)
         self.rounds.append(request.round if request.HasField("round") else None)
+        self.held.append(request.held if request.HasField("held") else None)
         right = list(frames(self.store.get(request.kind, None), request.position, self._frame_bytes))
         for step in self._script(number, right):
             if isinstance(step, grpc.StatusCode):

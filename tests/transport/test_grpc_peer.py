@@ -104,6 +104,73 @@ def test_a_snapshot_that_changes_between_two_tries_is_refused(scripted_peer: Any
     assert "replaced" in str(answer)
 
 
+def hold(reader: GrpcTransport, sent: Payload) -> tuple[Buffer, Payload]:
+    """What the reader has of `sent` after reading it, and where."""
+    buffer = Buffer(sent.schema)
+    held = reader.gather((Fetch(0, "snapshot", None, buffer),), 30.0)[0]
+    assert isinstance(held, Payload)
+    return buffer, held
+
+
+def test_what_is_held_is_recognised_over_broken_streams_and_by_peers_that_send_everything(scripted_peer: Any) -> None:
+    """The scripted peer is as old as the field is new: the reader hangs up on what it has already."""
+    sent = payload()
+
+    with scripted_peer(sent, lambda number, right: [UNAVAILABLE] if number == 1 else right) as (peer, reader):
+        buffer, held = hold(reader, sent)
+        buffer.view("large")[:4] = b"mark"
+        assert reader.gather((Fetch(0, "snapshot", None, buffer, held=held),), 30.0)[0] is held
+        assert bytes(buffer.view("large")[:4]) == b"mark"
+    assert peer.positions == [0, 0, 0]
+    assert peer.held == [None, held.identity, held.identity]
+
+
+def test_who_says_what_it_holds_is_sent_the_announcement_alone() -> None:
+    sent, others = payload(), payload(round_=2)
+    alice = GrpcTransport(0, "a", sent.schema)
+    alice.publish(sent)
+    with grpc.insecure_channel(alice.start()) as channel:
+        call = channel.unary_stream("/dimat.v1.Peer/Fetch", request_serializer=peer_pb2.FetchRequest.SerializeToString)
+        num_frames = []
+        for held in (sent.identity, others.identity, b"", b"x" * 1000):
+            request = peer_pb2.FetchRequest(reader=1, kind="snapshot", held=held)
+            num_frames.append(len(list(call(request, timeout=30))))
+    assert num_frames == [1, 2, 2, 2]
+    alice.close()
+
+
+@pytest.mark.parametrize("begin", [0, 1024, "end"])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_bytes_that_were_not_asked_for_never_reach_what_is_held(scripted_peer: Any, begin: Any, breaks: bool) -> None:
+    """The announcement is right, what follows would change the buffer under a payload that passes for whole."""
+    sent = payload()
+    surplus = data_frame(sent.num_bytes if begin == "end" else begin, [memoryview(bytes(1024))])
+
+    def script(number: int, right: list[bytes]) -> list[Any]:
+        return right if number == 0 else [right[0], surplus, *([UNAVAILABLE] if breaks else [])]
+
+    with scripted_peer(sent, script) as (_, reader):
+        buffer, held = hold(reader, sent)
+        assert reader.gather((Fetch(0, "snapshot", None, buffer, held=held),), 30.0)[0] is held
+        assert same(held, sent)
+
+
+def test_a_newer_payload_that_breaks_off_goes_on_as_any(scripted_peer: Any) -> None:
+    """Once bytes have been taken nothing is held any more, and nothing is said of it."""
+    sent, newer = payload(), payload(round_=2)
+
+    def script(number: int, right: list[bytes]) -> list[Any]:
+        return [*right[:4], UNAVAILABLE] if number == 1 else right
+
+    with scripted_peer(sent, script) as (peer, reader):
+        buffer, held = hold(reader, sent)
+        peer.store.publish(newer)
+        received = reader.gather((Fetch(0, "snapshot", None, buffer, held=held),), 30.0)[0]
+        assert same(received, newer)
+    assert peer.positions == [0, 0, 3 * 1024]
+    assert peer.held == [None, held.identity, None]
+
+
 # -------------------------------------------------------------------------------------------------------- broken peers
 
 

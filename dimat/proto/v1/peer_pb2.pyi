@@ -51,16 +51,18 @@ class Description(_message.Message):
     def __init__(self, agent: _Optional[int] = ..., session: _Optional[str] = ..., schema: _Optional[_Union[_tensors_pb2.Schema, _Mapping]] = ..., newest: _Optional[_Mapping[str, int]] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("reader", "kind", "round", "position")
+    __slots__ = ("reader", "kind", "round", "position", "held")
     READER_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     reader: int
     kind: str
     round: int
     position: int
-    def __init__(self, reader: _Optional[int] = ..., kind: _Optional[str] = ..., round: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    held: bytes
+    def __init__(self, reader: _Optional[int] = ..., kind: _Optional[str] = ..., round: _Optional[int] = ..., position: _Optional[int] = ..., held: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("announcement", "position", "data")

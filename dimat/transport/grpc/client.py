@@ -115,16 +115,18 @@ class PeerClient:
     async def fetch(self, fetch: Fetch, deadline: float) -> Payload:
         """Read a payload into the fetch's buffer, going on where a broken stream stopped, and acknowledge it.
 
+        Where what is held is announced, that is it: no byte of it is taken a second time.
+
         Raises:
             TransportError: what arrived is not right, the round is not held, or the deadline (`time.monotonic`) passed.
         """
-        receiver = Receiver(self._reader, fetch)
+        receiver, held = Receiver(self._reader, fetch), False
         num_breaks = 0
         while True:
             before = receiver.position
             try:
                 with self._line():
-                    await self._stream(receiver, deadline)
+                    held = await self._stream(receiver, deadline)
                 break
             except grpc.aio.AioRpcError as error:
                 if not errors.may_pass(error):
@@ -137,7 +139,7 @@ class PeerClient:
                 if num_breaks > MAX_BREAKS or time.monotonic() + pause_s >= deadline:
                     raise await self._error(error, receiver) from None
                 await asyncio.sleep(pause_s)
-        payload = receiver.finish()
+        payload = fetch.held if held and fetch.held is not None else receiver.finish()
         self._unsaid.add((fetch.kind, payload.header.round))
         await self._acknowledge(deadline)
         return payload
@@ -161,19 +163,26 @@ class PeerClient:
         """Hang up; calls under way may end within `grace_s` seconds."""
         await self._channel.close(grace_s)
 
-    async def _stream(self, receiver: Receiver, deadline: float) -> None:
-        """Take frames until the stream ends or breaks."""
+    async def _stream(self, receiver: Receiver, deadline: float) -> bool:
+        """Take frames until the stream ends or breaks; True, as soon as it turns out to bring what is held already."""
+        held = None if receiver.position else receiver.fetch.held
         request = peer_pb2.FetchRequest(
             reader=self._reader, kind=receiver.fetch.kind, round=receiver.round, position=receiver.position
         )
+        if held is not None:
+            request.held = held.identity
         # Not `wait_for_ready`: who published a moment ago and is gone now shall not cost the whole deadline.
         call = self._fetch(request, timeout=max(0.0, deadline - time.monotonic()))
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 take_frame(receiver, frame)
+                if held is not None and not receiver.position and receiver.is_announced(held):
+                    self._heard()
+                    return True
         finally:
             call.cancel()  # the peer stops sending what would be refused; no effect on a call that has ended
         self._heard()
+        return False
 
     async def _acknowledge(self, deadline: float) -> None:
         with contextlib.suppress(TransportError):  # it stays unsaid, and the next call says it

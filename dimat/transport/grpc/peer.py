@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 
 from dimat.errors import PeerUnavailable, TransportError, UsageError
@@ -181,6 +182,11 @@ class GrpcTransport:
     def gather(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Payload | TransportError]:
         """Fetch from all peers at the same time and acknowledge what arrived whole; a failure is a value."""
         return self._running().run(self._gather(fetches, time.monotonic() + timeout_s))
+
+    def begin(self, fetches: tuple[Fetch, ...], timeout_s: float) -> dict[int, Future[Payload | TransportError]]:
+        """As `gather`, without waiting: the loop's thread, which serves, fetches beside it."""
+        loop, deadline = self._running(), time.monotonic() + timeout_s
+        return {fetch.peer: loop.begin(self._fetch(fetch, deadline)) for fetch in fetches}
 
     @property
     def store(self) -> SnapshotStore:

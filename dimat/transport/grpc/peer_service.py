@@ -72,14 +72,18 @@ class PeerService:
         )
 
     async def fetch(self, request: peer_pb2.FetchRequest, context: Context) -> None:
-        """Write the frames of a payload; it is held by this call even when its round is replaced meanwhile."""
+        """Write the frames of a payload, or its announcement alone to whoever has it already.
+
+        It is held by this call even when its round is replaced meanwhile.
+        """
         payload = self._store.get(request.kind, request.round if request.HasField("round") else None)
         if request.position > payload.num_bytes:
             raise RoundGone(
                 f"agent {self._agent}'s {request.kind!r} of round {payload.header.round} ends at byte "
                 f"{payload.num_bytes}, but byte {request.position} was asked for"
             )
-        for frame in frames(payload, request.position, self._frame_bytes):
+        held = request.HasField("held") and request.held == payload.identity
+        for frame in frames(payload, payload.num_bytes if held else request.position, self._frame_bytes):
             await context.write(frame)
 
     async def _hold(self, kind: str, round_: int, wait_s: float) -> None:
