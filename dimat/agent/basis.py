@@ -115,11 +115,8 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     parent = yield from _fetch_from_parent(agent, 0, adopted.bytes_received, clock)
     if parent is not None and not (trained and likeness(agent.model.state_dict(), parent) > ONE_ANCESTOR):
         if trained:
-            log.warning(
-                "agent %d begins with its parent's model in place of its own: they were trained apart, on samples with "
-                "few classes in common (merge.basis=agree keeps it)",
-                agent.id,
-            )
+            whose = "its parent's model" if agent.basis == "adopt" else "the new model that the root has made"
+            log.warning("agent %d begins with %s in place of its own (merge.basis=agree keeps that)", agent.id, whose)
         load_into(agent.model, parent)
         agent.remember_base()
     with clock("publish"):
@@ -140,8 +137,8 @@ def _restart(agent: Agent, place: Place, received: dict[int, int], clock: PhaseC
     child = yield from _fetch_first(agent, sorted(ready), OWN, 0, received, clock)
     if child is None or likeness(agent.model.state_dict(), child) <= ONE_ANCESTOR:
         log.warning(
-            "agent %d, the root, begins anew, and so will the others: their models were trained apart, on samples with "
-            "few classes in common (merge.basis=agree keeps them)",
+            "agent %d makes a new model for all to begin with: theirs were trained apart, with few classes in common "
+            "(merge.basis=agree keeps them)",
             agent.id,
         )
         streams = capture(agent.loader)
