@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dimat.simulate.stack import Named, Stack, update
@@ -69,6 +70,28 @@ class Epoch:
         return -len(self.batches), -batch_size(self.batches[-1]) if self.batches else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples of many loaders one after the other: a step's batches are one look-up and not one for each agent."""
+
+    x: Tensor
+    y: Tensor
+    first: dict[int, int]
+    """Where a loader's samples begin, by its `id`."""
+
+    @classmethod
+    def of(cls, loaders: Sequence[TensorLoader]) -> Samples:
+        """Copies what the loaders hold, in their dtype.
+
+        >>> one, two = (TensorLoader(torch.full((2, 1), n), torch.arange(2), 1, torch.Generator()) for n in (3, 4))
+        >>> Samples.of([one, two]).x.tolist()
+        [[3], [3], [4], [4]]
+        """
+        ends = list(itertools.accumulate(len(one.x) for one in loaders))
+        first = {id(one): end - len(one.x) for one, end in zip(loaders, ends, strict=True)}
+        return cls(torch.cat([one.x for one in loaders]), torch.cat([one.y for one in loaders]), first)
+
+
 @dataclass(slots=True)
 class Trainer:
     """Trains a stack; `model` and `optimizer` are one agent's, for their structure and options."""
@@ -79,6 +102,7 @@ class Trainer:
     _mean: Any = field(init=False)
     _weighted: Any = field(init=False)
     _pads: bool = field(init=False)
+    _samples: Samples | None = None
 
     def __post_init__(self) -> None:
         self._mean = _over_models(Through(self.model, self.task.loss))
@@ -98,6 +122,9 @@ class Trainer:
             lr: (k,) float32.
         """
         self.model.train()
+        in_memory = [one.loader for one in epochs if one.in_rows]
+        if in_memory and self._samples is None:
+            self._samples = Samples.of(in_memory)  # once a round: its epochs have the same loaders
         for step in range(max((len(one.batches) for one in epochs), default=0)):
             active = sum(step < len(one.batches) for one in epochs)
             yield torch.cat([
@@ -117,7 +144,7 @@ class Trainer:
         return groups
 
     def _step(self, part: Stack, epochs: Sequence[Epoch], step: int, lr: Tensor) -> Tensor:
-        batch, weights = stacked_batch(epochs, step)
+        batch, weights = stacked_batch(epochs, step, self._samples)
         if weights is None or not self._pads:
             gradients, losses = self._mean(part.parameters, part.buffers, batch)
         else:
@@ -127,12 +154,12 @@ class Trainer:
         return found
 
 
-def stacked_batch(epochs: Sequence[Epoch], step: int) -> tuple[Any, Tensor | None]:
+def stacked_batch(epochs: Sequence[Epoch], step: int, samples: Samples | None) -> tuple[Any, Tensor | None]:
     """The agents' batches of a step as one, (k, batch, ...); for row numbers also what each sample counts, (k, batch).
 
-    A sample that fills up a smaller batch counts 0, each of n others 1/n.
+    A sample that fills up a smaller batch counts 0, each of n others 1/n. `samples` are those that row numbers mean.
     """
-    if not all(one.in_rows for one in epochs):
+    if samples is None or not all(one.in_rows for one in epochs):
         flat = [tree_flatten(one.batches[step]) for one in epochs]
         leaves, form = flat[0]
         places = range(len(leaves))
@@ -142,14 +169,11 @@ def stacked_batch(epochs: Sequence[Epoch], step: int) -> tuple[Any, Tensor | Non
         ]
         return tree_unflatten(joined, form), None
     rows = [one.batches[step] for one in epochs]
-    sizes = [len(one) for one in rows]
-    most = max(sizes)
-    if min(sizes) < most:
-        rows = [one if len(one) == most else torch.cat([one, one[:1].expand(most - len(one))]) for one in rows]
-    counts = torch.tensor(sizes)[:, None]
-    weights = (torch.arange(most) < counts) / counts
-    x = torch.stack([one.loader.x[chosen] for one, chosen in zip(epochs, rows, strict=True)])
-    y = torch.stack([one.loader.y[chosen] for one, chosen in zip(epochs, rows, strict=True)])
+    sizes = torch.tensor([len(one) for one in rows])[:, None]
+    chosen = pad_sequence(rows, batch_first=True)  # filled up with each loader's first sample
+    weights = (torch.arange(chosen.shape[1]) < sizes) / sizes
+    chosen += torch.tensor([samples.first[id(one.loader)] for one in epochs])[:, None]
+    x, y = samples.x[chosen], samples.y[chosen]
     scaling = epochs[0].loader.scaling
     return ((scaling.apply(x) if scaling else x), y), weights
 

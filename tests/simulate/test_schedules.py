@@ -34,11 +34,12 @@ def bits(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("graph", ["ring", "exponential"])
 def test_models_travel_in_the_rounds_of_the_schedule_alone(tmp_path: Path, graph: str) -> None:
-    config = load_config(None, [*SMALL, "merge.schedule={name: shrinking, first: 3}", f"topology.graph={graph}"])
-    told = reports(run(config, tmp_path))
-    travelled = [round for round in range(1, 9) if told[2, round].bytes_received]
-    assert travelled == [3, 5, 6, 7, 8]
-    assert not any(report.missing for report in told.values())
+    settings = [*SMALL, "merge.schedule={name: shrinking, first: 3}", f"topology.graph={graph}"]
+    for init, at_the_start in (("same", []), ("different", [1])):  # the one start that all adopt travels, too
+        told = reports(run(load_config(None, [*settings, f"init={init}"]), tmp_path / init))
+        travelled = [round for round in range(1, 9) if told[2, round].bytes_received]
+        assert travelled == [*at_the_start, 3, 5, 6, 7, 8]
+        assert not any(report.missing for report in told.values())
 
 
 def test_a_late_run_continues_to_the_same_bits_from_whatever_all_hold(tmp_path: Path) -> None:
