@@ -179,6 +179,10 @@ class MergeConfig(Part):
     on directed graphs."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
+    skip: Literal["never", "settled"] = "settled"
+    """settled: a neighbour's model is not matched, but taken as it is, where a look at the weights shows that its units
+    are numbered like one's own: no two different units are as alike as each is to itself (docs/alignment.md). never:
+    every model that `basis` says is matched, as DIMAT was published."""
     calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
     """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
     neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so (batchnorm where

@@ -213,7 +213,8 @@ class Report:
     round: int
     metrics: Mapping[str, float]
     """`loss` (train), `accuracy_before`, `accuracy` (merged, calibrated), `loss_before`, `loss_after`, `lr`; where
-    there are checks `refused` (how many neighbours), with a gate `gate` (the share of the merge that was taken)."""
+    there are checks `refused` (how many neighbours), with a gate `gate` (the share of the merge that was taken), where
+    models were to be aligned `matchings_skipped` (the share of them that no matching was needed for)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase: train, publish, wait, gather, align, fold, calibrate, evaluate, checkpoint."""
     weights: Mapping[int, float] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from dimat.agent.randomness import capture, restore
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.align import activation_matching, weight_matching
+from dimat.align import activation_matching, identity_is_best, weight_matching
 from dimat.config import RunConfig
 from dimat.errors import TransportError
 from dimat.snapshot.encode import decode
@@ -57,6 +57,18 @@ class Agreement:
     """How it permuted itself; empty for the root, which stays."""
     bytes_received: dict[int, int] = field(default_factory=dict)
     """By the agent that sent them."""
+    skipped: float | None = None
+    """1 where the parent's basis was its own already, as `merge.skip` finds out; 0 where it was searched for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What bringing models into one basis has come to, in one round of one agent."""
+
+    moved: Moved = field(default_factory=dict)
+    """The mean over the models; empty when none was to be aligned."""
+    skipped: float | None = None
+    """Share of the models that were taken as they are, by `merge.skip`; None when none was to be aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,8 @@ def agree_on_basis(agent: Agent, number: int, clock: PhaseClock) -> Steps[Agreem
     parent = yield from _fetch_from_parent(agent, number, agreed.bytes_received, clock)
     with clock("align"):
         if parent is not None:
-            agreed.perms = match(agent, parent, moves="self")
+            agreed.perms, skipped = match(agent, parent, moves="self")
+            agreed.skipped = float(skipped)
             permute_agent(agent, agreed.perms)
     with clock("publish"):
         agent.publish("basis", number)
@@ -210,33 +223,46 @@ def likeness(one: StateDict, other: StateDict) -> float:
     return product / math.sqrt(norm_one * norm_other) if norm_one and norm_other else 1.0
 
 
-def align_neighbours(agent: Agent, states: Mapping[int, StateDict]) -> tuple[dict[int, StateDict], Moved]:
+def align_neighbours(agent: Agent, states: Mapping[int, StateDict]) -> tuple[dict[int, StateDict], Alignment]:
     """Every neighbour's tensors in this agent's basis, as DIMAT matches them in each round (arXiv 2404.08079).
 
-    Returns the permuted states by neighbour, and the share of units moved by group, averaged over the neighbours.
+    Returns the permuted states by neighbour, and how much that took.
     """
     assert agent.spec is not None
+    if not states:
+        return {}, Alignment()
     aligned: dict[int, StateDict] = {}
     shares: dict[str, list[float]] = {}
+    num_skipped = 0
     for peer, state in sorted(states.items()):
-        perms = match(agent, state, moves="neighbour")
-        aligned[peer] = agent.spec.apply(state, perms)
+        perms, skipped = match(agent, state, moves="neighbour")
+        aligned[peer] = state if skipped else agent.spec.apply(state, perms)
+        num_skipped += skipped
         for group, share in shares_moved(perms).items():
             shares.setdefault(group, []).append(share)
-    return aligned, {group: sum(values) / len(values) for group, values in shares.items()}
+    moved = {group: sum(values) / len(values) for group, values in shares.items()}
+    return aligned, Alignment(moved, num_skipped / len(states))
 
 
-def match(agent: Agent, neighbour: StateDict, moves: Literal["self", "neighbour"]) -> dict[str, torch.Tensor]:
-    """The permutations that bring this agent into its neighbour's basis (`self`), or the neighbour into its own."""
+def match(
+    agent: Agent, neighbour: StateDict, moves: Literal["self", "neighbour"]
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """The permutations that bring this agent into its neighbour's basis (`self`), or the neighbour into its own.
+
+    Also tells whether they are the identity without a search: where `merge.skip` allows it, and the weights of the two
+    say that their units are numbered alike.
+    """
     assert agent.spec is not None
     assert agent.spare is not None
-    if agent.config.merge.align == "weights":
-        mine = agent.model.state_dict()
+    config, mine = agent.config, agent.model.state_dict()
+    if config.merge.skip == "settled" and identity_is_best(agent.spec, mine, neighbour):
+        return agent.spec.identity(), True
+    if config.merge.align == "weights":
         reference, other = (neighbour, mine) if moves == "self" else (mine, neighbour)
-        return dict(weight_matching(agent.spec, reference, other, seed=agent.config.seed))
+        return dict(weight_matching(agent.spec, reference, other, seed=config.seed)), False
     load_into(agent.spare, neighbour)
     pair = (agent.spare, agent.model) if moves == "self" else (agent.model, agent.spare)
-    return dict(activation_matching(agent.spec, *pair, agent.probe))
+    return dict(activation_matching(agent.spec, *pair, agent.probe)), False
 
 
 def permute_agent(agent: Agent, perms: Mapping[str, torch.Tensor]) -> None:

@@ -117,7 +117,7 @@ def take_neighbours_model(agent: Agent, peers: list[int]) -> int | None:
         agent.resume(0)
         trained = agent.id >= agent.config.agents and agent.config.init not in ("same", "different")
         if trained and agent.spec is not None and agent.config.basis == "agree":
-            permute_agent(agent, match(agent, decode(answer), moves="self"))
+            permute_agent(agent, match(agent, decode(answer), moves="self")[0])
         elif not trained:
             load_into(agent.model, decode(answer))
         agent.basis_settled = True

@@ -23,7 +23,7 @@ import torch
 
 from dimat.agent.ahead import no_transfer_left
 from dimat.agent.algorithms.rounds import run_steps
-from dimat.agent.basis import adopt_root, agree_on_basis, align_neighbours, has_to_agree, shares_moved
+from dimat.agent.basis import Alignment, adopt_root, agree_on_basis, align_neighbours, has_to_agree, shares_moved
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
@@ -70,11 +70,11 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
     if not agent.merges(number):
         return _report(agent, number, clock, loss, before, bytes_received=dict(num_bytes))
 
-    moved: Mapping[str, float] = {}
+    found = Alignment()
     if agent.basis == "agree" and has_to_agree(agent, number):
         agreed = yield from agree_on_basis(agent, number, clock)
         agreed = yield from sweep_basis(agent, number, agreed, clock)
-        moved = shares_moved(agreed.perms)
+        found = Alignment(shares_moved(agreed.perms), agreed.skipped)
         num_bytes.update(agreed.bytes_received)
 
     with clock("publish"):
@@ -88,7 +88,7 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
     with clock("align"):
         states = gathered.states
         if config.merge.basis == "each_round" and config.merge.align != "none":
-            states, moved = align_neighbours(agent, states)
+            states, found = align_neighbours(agent, states)
     if config.merge.checks.on:
         with clock("check"):
             gathered = screen(agent, mine, states, gathered)
@@ -117,9 +117,9 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
         sketch_after = sketch(parameters_of(agent.model), seed=config.seed)
 
     return _report(
-        agent, number, clock, loss, before, after, share=share,
+        agent, number, clock, loss, before, after, share=share, skipped=found.skipped,
         weights=weights, bytes_received=dict(num_bytes), missing=gathered.missing,
-        moved=moved, sketch_before=sketch_before, sketch_after=sketch_after, hidden_s=gathered.hidden_s,
+        moved=found.moved, sketch_before=sketch_before, sketch_after=sketch_after, hidden_s=gathered.hidden_s,
     )  # fmt: skip
 
 
@@ -173,6 +173,7 @@ def _report(
     *,
     share: float = 1.0,
     hidden_s: float = 0.0,
+    skipped: float | None = None,
     **exchange: Any,
 ) -> Report:
     after = before if after is None else after
@@ -188,6 +189,8 @@ def _report(
         metrics["gate"] = share
     if "weights" in exchange and agent.config.exchange.overlap:
         metrics["hidden_s"] = hidden_s
+    if skipped is not None:
+        metrics["matchings_skipped"] = skipped
     report = Report(
         agent=agent.id, session=agent.session, round=number, metrics=metrics, seconds=clock.seconds, **exchange
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dimat.align.barriers import Barrier, barrier
     from dimat.align.correlation import Correlations, PairSums
     from dimat.align.groups import PermutationSpec
+    from dimat.align.identity import identity_is_best
     from dimat.align.many import match_many
     from dimat.align.matching import GroupMatch, Matching
     from dimat.align.operators import register_operator
@@ -36,6 +37,7 @@ _HOMES = {
     "barriers": ("Barrier", "barrier"),
     "correlation": ("Correlations", "PairSums"),
     "groups": ("PermutationSpec",),
+    "identity": ("identity_is_best",),
     "many": ("match_many",),
     "matching": ("GroupMatch", "Matching"),
     "operators": ("register_operator",),
@@ -62,6 +64,7 @@ __all__ = [
     "activation_matching",
     "barrier",
     "correlations",
+    "identity_is_best",
     "linear_assignment",
     "match_activations",
     "match_correlations",
