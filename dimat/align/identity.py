@@ -2,14 +2,16 @@
 
 With all groups but one held where they are, what a permutation p of that group is worth is Σᵢ s[i, p(i)], in which
 s[i, j] = ⟨aᵢ, bⱼ⟩ is the inner product of everything that unit i of one model and unit j of the other have in the
-trained tensors (`dimat.align.grams`). The scale of the units is taken out by their likeness with themselves,
+trained tensors (`dimat.align.grams`). What all units have in common, such as the scale of a norm, says nothing about
+which is which, and how large a unit is neither. So with c = ⟨aᵢ - ā, bⱼ - b̄⟩, which is s with the means of its rows and
+columns taken out (that is worth the same for every p), let
 
-    r[i, j] = s[i, j] / √(s[i, i] · s[j, j]),    so that r[i, i] = 1,
+    r[i, j] = c[i, j] / √(c[i, i] · c[j, j]),    so that r[i, i] = 1.
 
-and the identity is *settled* when every diagonal entry is the largest of its row and of its column in r. That is enough
-for the optimum: then s[i, j] ≤ √(s[i, i] · s[j, j]) ≤ (s[i, i] + s[j, j]) / 2, and so for every permutation
+The identity is *settled* when every diagonal entry is the largest of its row and of its column in r. That is enough for
+the optimum: then c[i, j] ≤ √(c[i, i] · c[j, j]) ≤ (c[i, i] + c[j, j]) / 2, and so for every permutation
 
-    Σᵢ s[i, p(i)] ≤ Σᵢ (s[i, i] + s[p(i), p(i)]) / 2 = Σᵢ s[i, i].
+    Σᵢ c[i, p(i)] ≤ Σᵢ (c[i, i] + c[p(i), p(i)]) / 2 = Σᵢ c[i, i].
 
 It is not necessary: where it fails, a matching has to find out. One product of matrices for each tensor axis is all it
 costs; matching by activations runs both models over a probe. The answer is the same from both ends of an edge, since r
@@ -29,6 +31,9 @@ from dimat.align.groups import PermutationSpec
 from dimat.align.units import BLOCKS, Group
 from dimat.errors import AlignmentError
 
+_ROUNDING = 1e-6
+"""Units that are equal have r = 1, but for the rounding of inner products in float32."""
+
 
 def identity_is_best(
     spec: PermutationSpec, reference: Mapping[str, Tensor], other: Mapping[str, Tensor], *, margin: float = 0.0
@@ -41,8 +46,8 @@ def identity_is_best(
         spec: the groups of both models.
         reference: the state dict of one.
         other: the state dict of the other.
-        margin: how far below 1 all r[i, j] of different units have to stay. Above 0 the identity is the only optimum,
-            but among units with s[i, i] = 0.
+        margin: how far below 1 all r[i, j] of different units have to stay. Above rounding (1e-6) the identity is the
+            only optimum, but among units with c[i, i] = 0.
 
     Returns:
         False as well when nothing is certain: a group that meets itself in a tensor (a recurrent weight), whose worth
@@ -69,25 +74,28 @@ def identity_is_best(
 
 
 def strongest_rival(similarity: Tensor) -> float:
-    """The largest r[i, j] = s[i, j] / √(s[i, i] · s[j, j]) of different units; up to 1 the identity is an optimum.
+    """The largest r[i, j] of different units i and j; up to 1 no assignment is worth more than the identity.
 
-    Nothing below 0 is told apart from 0. It is infinite where a unit is unlike itself: s[i, i] < 0, or s[i, i] = 0 and
+    Nothing below 0 is told apart from 0. It is infinite where a unit is unlike itself: c[i, i] < 0, or c[i, i] = 0 and
     another unit is like it.
 
-    >>> strongest_rival(torch.tensor([[4.0, 1.0], [3.0, 1.0]]))
-    1.5
-    >>> [strongest_rival(torch.tensor([[0.0, other], [0.0, 1.0]])) for other in (0.0, 0.1)]
-    [0.0, inf]
+    >>> alike = torch.tensor([[2.0, 1, -1, -2], [1, 2, -2, -1], [-1, -2, 2, 1], [-2, -1, 1, 2]])
+    >>> strongest_rival(alike), strongest_rival(alike + 9)
+    (0.5, 0.5)
+    >>> strongest_rival(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    inf
     """
     if len(similarity) < 2:
         return 0.0
-    alike = similarity.to(torch.float64, copy=True)
-    own = alike.diagonal().clone()
+    centred = similarity.to(torch.float64, copy=True)
+    for dim in (0, 1):
+        centred -= centred.mean(dim=dim, keepdim=True)
+    own = centred.diagonal().clone()
     if float(own.min()) < 0:
         return math.inf
     scale = own.sqrt()
-    alike.fill_diagonal_(0.0).clamp_(min=0.0)
-    return float(alike.div_(scale[:, None]).div_(scale).nan_to_num_(nan=0.0, posinf=math.inf).max())
+    rivals = centred.fill_diagonal_(0.0).clamp_(min=0.0)
+    return float(rivals.div_(scale[:, None]).div_(scale).nan_to_num_(nan=0.0, posinf=math.inf).max())
 
 
 def _is_settled(grams: Grams, group: Group, identity: Mapping[str, Tensor], margin: float) -> bool:
@@ -96,7 +104,7 @@ def _is_settled(grams: Grams, group: Group, identity: Mapping[str, Tensor], marg
         return False
     similarities = grams.linear(group.name, identity)
     return all(
-        strongest_rival(matrix) <= 1.0 - margin
+        strongest_rival(matrix) <= 1.0 + _ROUNDING - margin
         for part, own in similarities.items()
         for matrix in _competing(group, part, own)
     )
