@@ -80,8 +80,8 @@ def strongest_rival(similarity: Tensor) -> float:
     another unit is like it.
 
     >>> alike = torch.tensor([[2.0, 1, -1, -2], [1, 2, -2, -1], [-1, -2, 2, 1], [-2, -1, 1, 2]])
-    >>> strongest_rival(alike), strongest_rival(alike + 9)
-    (0.5, 0.5)
+    >>> [round(strongest_rival(found), 6) for found in (alike, alike + 9)]
+    [0.5, 0.5]
     >>> strongest_rival(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
     inf
     """
