@@ -73,7 +73,12 @@ def render(record: RunRecord, drawn: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        accuracy=words.accuracy, plain=words.plain, size=words.size, duration=words.duration, count=words.count
+        accuracy=words.accuracy,
+        plain=words.plain,
+        size=words.size,
+        duration=words.duration,
+        count=words.count,
+        share=words.share,
     )
     events = [event for event in record.events if event.kind != "round"]  # the curves tell these
     return environment.get_template("template.html.j2").render(
@@ -82,6 +87,7 @@ def render(record: RunRecord, drawn: Mapping[str, bytes]) -> str:
         headlines=headlines(record),
         rows=(rows := numbers.agent_rows(record)),
         gated=any(row.num_gated for row in rows),
+        matched=any(math.isfinite(row.matchings_skipped) for row in rows),
         figures=[
             Shown(
                 name=entry.name,

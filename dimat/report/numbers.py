@@ -45,6 +45,8 @@ class AgentRow:
     """How many merges went through a gate ..."""
     num_held_back: int
     """... and of how many it took a part only, or nothing."""
+    matchings_skipped: float
+    """Share of the models to align for which no matching was needed, the mean over rounds with such; NaN: none had."""
     bytes_received: int
 
 
@@ -199,7 +201,9 @@ def agent_rows(record: RunRecord) -> list[AgentRow]:
 def _row(agent: int, reports: list[Report], member: Any) -> AgentRow:
     newest = reports[-1] if reports else None
     metrics: Mapping[str, float] = newest.metrics if newest else {}
-    shares = [report.metrics["gate"] for report in reports if "gate" in report.metrics]
+    shares, skipped = (
+        [report.metrics[name] for report in reports if name in report.metrics] for name in ("gate", "matchings_skipped")
+    )
     return AgentRow(
         agent=agent,
         state=member.state if member else "absent",
@@ -211,6 +215,7 @@ def _row(agent: int, reports: list[Report], member: Any) -> AgentRow:
         refused=_counted(report.refused for report in reports),
         num_gated=len(shares),
         num_held_back=sum(share < 1 for share in shares),
+        matchings_skipped=sum(skipped) / len(skipped) if skipped else math.nan,
         bytes_received=_total(report.bytes_received.values() for report in reports),
     )
 

@@ -136,6 +136,20 @@ def test_figures_lie_beside_the_page(page: Page, folder: Path) -> None:
     assert not list(folder.rglob(".*"))
 
 
+def test_skipped_matchings_are_told_where_there_were_any_to_make(record: RunRecord) -> None:
+    """Agent 1 matched in rounds 1 to 5 and skipped the 15 others; agent 0 had nothing to match."""
+    reports = [
+        replace(report, metrics={**report.metrics, "matchings_skipped": float(report.round > 5)})
+        if report.agent == 1
+        else report
+        for report in record.reports
+    ]
+    text, plain = (Page(html.render(one, {})).words for one in (replace(record, reports=tuple(reports)), record))
+    assert "matchings skipped" in text
+    assert "75 %" in text
+    assert "matchings skipped" not in plain
+
+
 def test_everything_is_escaped(record: RunRecord) -> None:
     evil = "<script>alert('x')</script>\"&"
     member = replace(record.members[0], state=evil)
