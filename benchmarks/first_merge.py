@@ -32,7 +32,7 @@ PARTITIONS = {
 }
 POLICIES = {
     "plain averaging": ["merge.align=none", "merge.calibrate=batchnorm"],
-    "each_round": ["merge.basis=each_round", "merge.calibrate=batchnorm"],
+    "each_round": ["merge.basis=each_round", "merge.skip=never", "merge.calibrate=batchnorm"],
     "agree": ["merge.basis=agree", "merge.calibrate=batchnorm"],
     "default": [],
 }

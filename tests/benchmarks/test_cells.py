@@ -86,6 +86,8 @@ def test_a_cell_is_a_config_and_the_default_sets_nothing_of_how_to_merge() -> No
     assert configs["dimat"].merge == default.merge
     assert configs["wa"].merge.align == "none"
     assert (configs["dimat_shared"].merge.probe, configs["dimat_shared"].merge.basis) == ("shared", "each_round")
+    published = [configs[name].merge for name in ("wm", "dimat_local", "dimat_shared")]
+    assert {(merge.basis, merge.skip) for merge in published} == {("each_round", "never")}
     for config in configs.values():
         assert (config.seed, config.agents, config.rounds, config.threads) == (7, 5, 3, 1)
         assert (config.train.epochs, config.task.partition.alpha, config.init) == (1, 0.1, "different")
