@@ -468,7 +468,7 @@ class RunConfig(Part):
 
     @property
     def basis(self) -> Literal["agree", "adopt", "each_round"]:
-        """`merge.basis`, decided as far as the config alone says (`dimat.agent.basis.choose_basis` knows the rest).
+        """`merge.basis`, decided as far as the config alone says (`dimat.agent.start.choose_basis` knows the rest).
 
         >>> RunConfig().basis, RunConfig(init="checkpoints").basis
         ('adopt', 'agree')

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from dimat.agent.algorithms.exchange import let_all_read
-from dimat.agent.basis import choose_basis
 from dimat.agent.newest import let_others_read, own_start
 from dimat.agent.round import run_round
+from dimat.agent.start import choose_basis
 from dimat.agent.state import Agent
 from dimat.agent.statistics import KIND as STATISTICS
 from dimat.agent.status import PhaseClock

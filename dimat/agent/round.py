@@ -23,12 +23,13 @@ import torch
 
 from dimat.agent.ahead import no_transfer_left
 from dimat.agent.algorithms.rounds import run_steps
-from dimat.agent.basis import Alignment, adopt_root, agree_on_basis, align_neighbours, has_to_agree, shares_moved
+from dimat.agent.basis import Alignment, agree_on_basis, align_neighbours, has_to_agree, shares_moved
 from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
 from dimat.agent.host import evaluate, train
 from dimat.agent.newest import fetch_ahead, gather_newest
+from dimat.agent.start import adopt_root
 from dimat.agent.state import Agent
 from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock

@@ -26,11 +26,12 @@ from collections.abc import Collection
 
 import torch
 
-from dimat.agent.basis import Agreement, Place, permute_agent, place_of
+from dimat.agent.basis import Agreement, permute_agent
 from dimat.agent.host import fetch
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
+from dimat.agent.tree import Place, place_of
 from dimat.align import weight_matching
 from dimat.errors import TransportError
 from dimat.messages import Header

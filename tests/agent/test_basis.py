@@ -8,14 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from dimat.agent.basis import (
-    ONE_ANCESTOR,
-    adopt_root,
     agree_on_basis,
     align_neighbours,
-    choose_basis,
     has_to_agree,
-    label_overlap,
-    likeness,
     match,
     permute_agent,
     shares_moved,
@@ -24,6 +19,7 @@ from dimat.agent.build import build_agent
 from dimat.agent.gather import realised_row
 from dimat.agent.live import _readers_have
 from dimat.agent.randomness import capture
+from dimat.agent.start import ONE_ANCESTOR, adopt_root, choose_basis, label_overlap, likeness
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.train import train_locally
