@@ -2,7 +2,8 @@
 
 import pytest
 
-from dimat.config import MISSPELT, MergeConfig, _misspelt, load_config
+from dimat.config import MergeConfig, load_config
+from dimat.config.part import MISSPELT, misspelt
 from dimat.errors import ConfigError
 from dimat.merge import builtin_methods, options_of
 
@@ -28,5 +29,5 @@ def test_a_misspelt_key_is_not_taken_for_an_option(typo: str, meant: str) -> Non
 def test_no_option_of_a_built_in_method_looks_like_a_misspelt_key() -> None:
     options = {option for method in builtin_methods().values() for option in options_of(method)}
     assert "density" in options
-    assert [option for option in options if _misspelt(option, MergeConfig.model_fields)] == []
+    assert [option for option in options if misspelt(option, MergeConfig.model_fields)] == []
     assert MISSPELT < 0.8
