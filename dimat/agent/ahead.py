@@ -106,7 +106,8 @@ class Transfers:
         took_s = {peer: self._ended_s.get(peer, self._now()) - self._begun_s for peer in answers}
         num_bytes = {peer: self._fetches[peer].num_bytes(answer) for peer, answer in answers.items()}
         self.close()
-        return Arrived(answers, num_bytes, took_s, max(0.0, max(took_s.values(), default=0.0) - waited_s))
+        longest_s = min(max(took_s.values(), default=0.0), patience_s)  # a round would not have waited longer for it
+        return Arrived(answers, num_bytes, took_s, max(0.0, longest_s - waited_s))
 
     def close(self) -> None:
         """End all that are left; a second call does nothing."""

@@ -34,7 +34,7 @@ from dimat.agent.state import Agent
 from dimat.agent.statistics import share_statistics
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.sweeps import sweep_basis
+from dimat.agent.sweeps import forget_sums, sweep_basis
 from dimat.agent.train import make_optimizer
 from dimat.calibrate import recalibrate, repair
 from dimat.merge import fold_models
@@ -71,8 +71,8 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
     if not agent.merges(number):
         return _report(agent, number, clock, loss, before, bytes_received=dict(num_bytes))
 
-    found = Alignment()
-    if agent.basis == "agree" and has_to_agree(agent, number):
+    found, agrees = Alignment(), agent.basis == "agree" and has_to_agree(agent, number)
+    if agrees:
         agreed = yield from agree_on_basis(agent, number, clock)
         agreed = yield from sweep_basis(agent, number, agreed, clock)
         found = Alignment(shares_moved(agreed.perms), agreed.skipped)
@@ -85,6 +85,8 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
 
     exchange = gather if config.exchange.mode == "sync" else gather_newest
     gathered = yield from exchange(agent, number, agent.row(number), clock)
+    if agrees:
+        forget_sums(agent)
 
     with clock("align"):
         states = gathered.states

@@ -15,12 +15,15 @@ from typing import Literal
 
 from dimat.agent.basis import Agreement
 from dimat.agent.build import first_model
+from dimat.agent.host import fetch
 from dimat.agent.randomness import capture, restore
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.tree import Place, fetch_first, fetch_from_parent, place_of
+from dimat.agent.tree import Place, fetch_from_parent, place_of
 from dimat.config import RunConfig
+from dimat.errors import TransportError
+from dimat.snapshot.encode import decode
 from dimat.statedict import StateDict, load_into
 from dimat.transport.base import Wait
 
@@ -40,7 +43,7 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     """Take over the root's weights, down the same tree, before anybody has trained in this run.
 
     Who brings a trained model that is near its parent's keeps it: they have one ancestor, and so one basis. Where all
-    are to `restart`, the root makes a new model first, unless its own is near that of a child.
+    are to `restart`, the root makes a new model first, unless a child's is near its own, or none shows its own.
     """
     adopted = Agreement()
     trained = agent.config.init not in ("same", "different")
@@ -50,8 +53,7 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     parent = yield from fetch_from_parent(agent, 0, adopted.bytes_received, clock)
     if parent is not None and not (trained and likeness(agent.model.state_dict(), parent) > ONE_ANCESTOR):
         if trained:
-            whose = "its parent's model" if agent.basis == "adopt" else "the new model that the root has made"
-            log.warning("agent %d begins with %s in place of its own (merge.basis=agree keeps that)", agent.id, whose)
+            log.warning("agent %d begins with the root's model, not its own (merge.basis=agree keeps that)", agent.id)
         load_into(agent.model, parent)
         agent.remember_base()
     with clock("publish"):
@@ -61,16 +63,27 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
 
 
 def _restart(agent: Agent, place: Place, received: dict[int, int], clock: PhaseClock) -> Steps[None]:
-    """Give the root the weights that all agents have with `init: same`, unless it and a child have one ancestor."""
+    """Give the root the weights that all agents have with `init: same`, unless it and a child have one ancestor.
+
+    Models are not given up on nobody's word: where no child shows its own, the root keeps its.
+    """
     if place.depth == 1:
         with clock("publish"):
             agent.publish(OWN, 0)
     if place.parent is not None or not place.children:
         return
     with clock("wait"):
-        ready = yield Wait("published", place.children[:1], OWN, 0, agent.config.exchange.timeout_s)
-    child = yield from fetch_first(agent, sorted(ready), OWN, 0, received, clock)
-    if child is None or likeness(agent.model.state_dict(), child) <= ONE_ANCESTOR:
+        ready = yield Wait("published", place.children, OWN, 0, agent.config.exchange.timeout_s)
+    with clock("gather"):
+        fetches = tuple(agent.fetch_from(peer, OWN, 0) for peer in sorted(ready))
+        answers = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s)) if fetches else {}
+    mine = agent.model.state_dict()
+    alike: list[bool] = []
+    for peer, answer in sorted(answers.items()):
+        if not isinstance(answer, TransportError):
+            received[peer] = received.get(peer, 0) + answer.num_bytes
+            alike.append(likeness(mine, decode(answer)) > ONE_ANCESTOR)
+    if alike and not any(alike):
         log.warning(
             "agent %d makes a new model for all to begin with: theirs were trained apart, with few classes in common "
             "(merge.basis=agree keeps them)",

@@ -22,9 +22,9 @@ algorithm 3; `dimat.align.match_many` is the same in one place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 
-import torch
+from torch import Tensor
 
 from dimat.agent.basis import Agreement, permute_agent
 from dimat.agent.host import fetch
@@ -33,17 +33,18 @@ from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
 from dimat.agent.tree import Place, place_of
 from dimat.align import weight_matching
-from dimat.errors import TransportError
+from dimat.errors import AlignmentError, TransportError
 from dimat.messages import Header
 from dimat.snapshot.encode import decode, encode
 from dimat.statedict import StateDict
 from dimat.transport.base import Wait
 
-UP, DOWN = "basis sum", "basis total"
+Perms = Mapping[str, Tensor]
+
 MODELS = "models"
 """The header's number of how many models a sum has; 0 where it is none."""
 STAY = 1e-6
-"""Stickiness, in units of the cosine of two units: the search begins where the agent is, and equals stay in place."""
+"""Stickiness, in units of the cosine of two units: the search begins where the agent is."""
 
 log = logging.getLogger(__name__)
 
@@ -51,72 +52,117 @@ log = logging.getLogger(__name__)
 def sweep_basis(agent: Agent, number: int, agreed: Agreement, clock: PhaseClock) -> Steps[Agreement]:
     """`merge.sweeps` sweeps after the agreement of round `number`; returns that with what they moved and received.
 
-    Everybody goes through the same halves. Where somebody's model is missing in the sum, or not finite, all see it and
-    nobody moves; who did not come once is not waited for again.
+    Where somebody's model is missing in a sum nobody who hears of it moves any more: the basis stays as the halves
+    before have left it.
     """
-    place = place_of(agent, number)
-    if agent.config.exchange.mode != "sync" or not agent.mutual(number) or len(place.members) < 3:
-        return agreed  # nobody is waited for; sums cannot come up; or one's parent is all there is to be matched to
+    if not sweeps_in(agent, number):
+        return agreed
     assert agent.spec is not None
-    num_halves = 2 * agent.config.merge.sweeps
-    lost: set[int] = set()
-    for half in range(num_halves):
-        exchange = number * num_halves + half
-        total, num_models = yield from _sum_of_all(agent, place, exchange, lost, agreed.bytes_received, clock)
+    place = place_of(agent, number)
+    for half in range(2 * agent.config.merge.sweeps):
+        for kind in kinds(half - 2):  # whoever has sent its part of the half before has read these
+            agent.transport.forget(kind)
+        total, num_models = yield from _sum_of_all(agent, place, number, half, agreed.bytes_received, clock)
         if num_models != len(place.members):
             log.info("agent %d: round %d: the basis stays as it is: a model is missing", agent.id, number)
-        elif place.parent is not None and place.turn % 2 == half % 2:
+            break
+        if place.parent is not None and place.turn % 2 == half % 2:
             with clock("align"):
-                mine = agent.model.state_dict()
-                others = {name: total[name] - own if own.is_floating_point() else own for name, own in mine.items()}
-                perms = weight_matching(agent.spec, others, mine, seed=agent.config.seed, stickiness=STAY)
-                permute_agent(agent, perms)
-                agreed.perms = agent.spec.compose(agreed.perms, perms)
+                agreed.perms = _move(agent, total, agreed.perms)
     return agreed
 
 
+def sweeps_in(agent: Agent, number: int) -> bool:
+    """Whether there are sweeps after an agreement in round `number`; all agents of the tree say the same."""
+    merge = agent.config.merge
+    return (
+        merge.sweeps > 0
+        and agent.config.exchange.mode == "sync"  # else nobody is waited for
+        and agent.mutual(number)  # else a parent cannot read its child
+        and agent.method.memory == "constant"
+        and not merge.checks.on
+        and len(place_of(agent, number).members) > 2  # two have been matched to each other
+    )
+
+
+def forget_sums(agent: Agent) -> None:
+    """Free the memory of what the last halves have published: when the neighbours are past them."""
+    num_halves = 2 * agent.config.merge.sweeps
+    for half in (num_halves - 2, num_halves - 1):
+        for kind in kinds(half):
+            agent.transport.forget(kind)
+
+
+def kinds(half: int) -> tuple[str, str]:
+    """What travels up and down in a half sweep.
+
+    >>> kinds(0)
+    ('basis sum:0', 'basis total:0')
+    """
+    return f"basis sum:{half}", f"basis total:{half}"
+
+
+def _move(agent: Agent, total: StateDict, so_far: Perms) -> Perms:
+    """Match the agent to the sum of all others and permute it; returns how it has moved in all."""
+    assert agent.spec is not None
+    mine = agent.model.state_dict()
+    others = {name: total[name] - own if own.is_floating_point() else own for name, own in mine.items()}
+    try:
+        perms = weight_matching(agent.spec, others, mine, seed=agent.config.seed, stickiness=STAY)
+    except AlignmentError as error:  # finite numbers may be too large for their products
+        log.warning("agent %d stays in its basis: %s", agent.id, error)
+        return so_far
+    permute_agent(agent, perms)
+    return agent.spec.compose(so_far, perms)
+
+
 def _sum_of_all(
-    agent: Agent, place: Place, exchange: int, lost: set[int], received: dict[int, int], clock: PhaseClock
+    agent: Agent, place: Place, number: int, half: int, received: dict[int, int], clock: PhaseClock
 ) -> Steps[tuple[StateDict, int]]:
     """The sum of all models, and of how many: up the tree and down again."""
-    # Whoever waits, waits for the slowest of all: its own way to a leaf and back is within twice the height.
-    patience_s = agent.config.exchange.timeout_s * (2 * place.height + 1)
+    up, down = kinds(half)
+    # A deadline for each level: who is below gives up first, and says so upwards while it is still waited for.
+    deadline_s = agent.config.exchange.timeout_s
+    above_s = deadline_s * (place.height - place.below + 1)
 
-    def ask(kind: str, peers: Collection[int]) -> Steps[dict[int, tuple[StateDict, int]]]:
-        peers = tuple(sorted(set(peers) - lost))
+    def ask(kind: str, peers: tuple[int, ...], patience_s: float) -> Steps[dict[int, tuple[StateDict, int]]]:
         sums: dict[int, tuple[StateDict, int]] = {}
-        if peers:
-            with clock("wait"):
-                ready = yield Wait("published", peers, kind, exchange, patience_s)
-            with clock("gather"):
-                fetches = tuple(agent.fetch_from(peer, kind, exchange) for peer in sorted(ready))
-                answers = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s)) if fetches else {}
-            for peer, answer in sorted(answers.items()):
-                if isinstance(answer, TransportError):
-                    log.warning("agent %d: the %s of agent %d did not come: %s", agent.id, kind, peer, answer)
-                    continue
-                received[peer] = received.get(peer, 0) + answer.num_bytes
-                sums[peer] = decode(answer), int(answer.header.scalars.get(MODELS, 0))
-        lost.update(set(peers) - set(sums))
+        if not peers:
+            return sums
+        with clock("wait"):
+            ready = yield Wait("published", peers, kind, number, patience_s)
+        with clock("gather"):
+            fetches = tuple(agent.fetch_from(peer, kind, number) for peer in sorted(ready))
+            answers = (yield from fetch(agent, fetches, deadline_s)) if fetches else {}
+        for peer, answer in sorted(answers.items()):
+            if isinstance(answer, TransportError):
+                log.warning("agent %d: the %s of agent %d did not come: %s", agent.id, kind, peer, answer)
+                continue
+            received[peer] = received.get(peer, 0) + answer.num_bytes
+            sums[peer] = decode(answer), _count(answer.header, len(place.members))
         return sums
 
     def hand_on(kind: str, state: StateDict, count: int) -> None:
         with clock("publish"):
-            agent.transport.publish(encode(state, Header(kind, exchange, agent.id, {MODELS: float(count)})))
+            agent.transport.publish(encode(state, Header(kind, number, agent.id, {MODELS: float(count)})))
 
     total, num_models = dict(agent.model.state_dict()), 1
-    below = yield from ask(UP, place.children)
+    below = yield from ask(up, place.children, deadline_s * place.below)
     with clock("align"):
         for child in sorted(below):  # float addition is not associative
             state, count = below[child]
             total = {name: own + state[name] if own.is_floating_point() else own for name, own in total.items()}
             num_models += count
     if place.parent is not None:
-        hand_on(UP, total, num_models)
-        above = yield from ask(DOWN, (place.parent,))
+        hand_on(up, total, num_models)
+        above = yield from ask(down, (place.parent,), above_s)
         total, num_models = above.get(place.parent, (total, 0))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in total.values()):
-        num_models = 0
     if place.children:
-        hand_on(DOWN, total, num_models)
+        hand_on(down, total, num_models)
     return total, num_models
+
+
+def _count(header: Header, most: int) -> int:
+    """How many models a sum is said to have; 0 where that cannot be."""
+    said = header.scalars.get(MODELS, 0.0)
+    return int(said) if said in range(1, most + 1) else 0

@@ -35,6 +35,8 @@ class Place:
     """Edges to the root."""
     height: int
     """Edges from the root to the furthest member."""
+    below: int
+    """Edges from the agent to the furthest of those below it."""
 
 
 def place_of(agent: Agent, number: int) -> Place:
@@ -43,10 +45,13 @@ def place_of(agent: Agent, number: int) -> Place:
     depths = {root: 0}
     for child, parent in parents.items():  # level by level
         depths[child] = depths[parent] + 1
+    below = dict.fromkeys(depths, 0)
+    for child in reversed(parents):  # from the leaves
+        below[parents[child]] = max(below[parents[child]], below[child] + 1)
     members = tuple(sorted(depths))
     children = tuple(sorted(child for child, parent in parents.items() if parent == agent.id))
     turn = members.index(agent.id)
-    return Place(parents.get(agent.id), children, members, turn, depths[agent.id], max(depths.values()))
+    return Place(parents.get(agent.id), children, members, turn, depths[agent.id], below[root], below[agent.id])
 
 
 def fetch_from_parent(
@@ -62,23 +67,23 @@ def fetch_from_parent(
     for peers, timeout_s in (((place.parent,), patience_s), (others, 1.0)):
         with clock("wait"):
             ready = yield Wait("published", peers, "basis", number, timeout_s)
-        basis = yield from fetch_first(agent, sorted(ready), "basis", number, received, clock)
+        basis = yield from _fetch_first(agent, sorted(ready), number, received, clock)
         if basis is not None:
             return basis
     log.warning("agent %d found nobody to agree on a basis with and keeps its own", agent.id)
     return None
 
 
-def fetch_first(
-    agent: Agent, peers: list[int], kind: str, number: int, received: dict[int, int], clock: PhaseClock
+def _fetch_first(
+    agent: Agent, peers: list[int], number: int, received: dict[int, int], clock: PhaseClock
 ) -> Steps[StateDict | None]:
-    """What the first of `peers` has published whose answer arrives whole."""
+    """The first basis of `peers` that arrives whole."""
     for peer in peers:
         with clock("gather"):
-            fetches = (agent.fetch_from(peer, kind, number),)
+            fetches = (agent.fetch_from(peer, "basis", number),)
             answer = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s))[peer]
         if not isinstance(answer, TransportError):
             received[peer] = received.get(peer, 0) + answer.num_bytes
             return decode(answer)
-        log.warning("agent %d: the %s of agent %d did not come: %s", agent.id, kind, peer, answer)
+        log.warning("agent %d: the basis of agent %d did not come: %s", agent.id, peer, answer)
     return None

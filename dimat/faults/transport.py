@@ -88,6 +88,10 @@ class FaultyTransport:
             futures |= self.inner.begin(whole, timeout_s)
         return dict(sorted(futures.items()))
 
+    def forget(self, kind: str) -> None:
+        """Serve nothing of a kind any more."""
+        self.inner.forget(kind)
+
     def presume_gone(self, peers: frozenset[int]) -> None:
         """Waits for `peers` end at once."""
         self.inner.presume_gone(peers)

@@ -62,7 +62,8 @@ class TimedTransfers:
         in_full = [peer for peer in came if came[peer] is answers[peer]]
         num_bytes = {peer: self.num_bytes.get(peer, 0) for peer in in_full}
         self.ended.update(came.keys() - in_full)  # the publisher may still have to be told of what has come just now
-        return Arrived(came, num_bytes, took_s, (longest_ns - wait_ns) / NS)
+        hidden_s = min(longest_ns / NS, patience_s) - wait_ns / NS  # a round would not have waited longer for it
+        return Arrived(came, num_bytes, took_s, max(0.0, hidden_s))
 
     def close(self) -> None:
         """End all that are left; a second call does nothing."""

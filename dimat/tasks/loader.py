@@ -56,7 +56,7 @@ class TensorLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in self.draw():
             x = self.x[rows]
-            yield (self.scaling.batch(x) if self.scaling else x), self.y[rows]
+            yield (self.scaling.apply(x) if self.scaling else x), self.y[rows]
 
     def draw(self) -> list[Tensor]:
         """Which samples each batch of a new epoch holds: iterating draws the same, and reads them."""

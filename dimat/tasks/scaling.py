@@ -16,6 +16,9 @@ class Scaling:
 
     shift: Tensor
     factor: Tensor
+    channels_last: bool = False
+    """Whether images have their channels last in memory, as convolutions on a CPU are fastest: on 28x28 images the
+    demo's `cnn` trains 1.4 times as fast and is tested twice as fast. `view` of what a convolution makes may fail."""
 
     @classmethod
     def symmetric(cls, top: float) -> Scaling:
@@ -54,22 +57,17 @@ class Scaling:
         return cls(column.float(), factor.view_as(column).float())
 
     def apply(self, x: Tensor) -> Tensor:
-        """A batch in float32."""
-        return (x.float() - self.shift) * self.factor
+        """A batch in float32.
 
-    def batch(self, x: Tensor) -> Tensor:
-        """A batch in float32, images with their channels last in memory, as convolutions on a CPU are fastest.
-
-        On the `cnn` of the demo and 28x28 images training is 1.4 times as fast for it, and testing twice as fast.
-
-        >>> images = Scaling.identity().batch(torch.zeros(2, 3, 4, 5))
+        >>> from dataclasses import replace
+        >>> images = replace(Scaling.identity(), channels_last=True).apply(torch.zeros(2, 3, 4, 5))
         >>> images.shape, images.stride()
         (torch.Size([2, 3, 4, 5]), (60, 1, 15, 3))
         """
-        scaled = self.apply(x)
-        if scaled.dim() != 4:
+        scaled = (x.float() - self.shift) * self.factor
+        if not self.channels_last or scaled.dim() != 4:
             return scaled
-        num, channels, height, width = scaled.shape
+        _, channels, height, width = scaled.shape
         # Spelt out: with one channel, torch takes either order of strides for channels-last and would copy nothing.
         strides = (channels * height * width, 1, width * channels, channels)
-        return torch.empty_strided((num, channels, height, width), strides).copy_(scaled)
+        return torch.empty_strided(scaled.shape, strides, dtype=scaled.dtype, device=scaled.device).copy_(scaled)

@@ -95,8 +95,8 @@ class Topology:
         A changing topology takes the union of its first window: all its edges may be read. Where agents are away, the
         graph may have several parts; then the tree is that of the part that holds the agent `around`.
         """
-        graph = union(self.graph_at(round) for round in self.window()) if self.period > 1 else self.graph()
-        return reading_tree(graph if around is None else part_of(graph, around))
+        root, parents = _tree(self, None if around is None else frozenset(part_of(_read_at_all(self), around)))
+        return root, dict(parents)
 
     def summary(self, round: int = 0) -> dict[str, Any]:
         """The numbers of `dimat topology show --format json`, for one round.
@@ -125,6 +125,19 @@ class Topology:
 def _diameter(topology: Topology) -> int:
     """Agents ask for it each round; on a thousand of them it takes a second."""
     return rounds_to_hear([topology.graph_at(round) for round in topology.window()])
+
+
+@lru_cache(maxsize=64)
+def _read_at_all(topology: Topology) -> nx.Graph[int]:
+    """All edges that are read along in the first window."""
+    return union(topology.graph_at(round) for round in topology.window()) if topology.period > 1 else topology.graph()
+
+
+@lru_cache(maxsize=64)
+def _tree(topology: Topology, part: frozenset[int] | None) -> tuple[int, dict[int, int]]:
+    """Of all agents or a part of them. On a thousand it takes two seconds, and in a simulation each of them asks."""
+    graph = _read_at_all(topology)
+    return reading_tree(graph if part is None else graph.subgraph(part))
 
 
 def load_topology(

@@ -130,6 +130,9 @@ class Transport(Protocol):
         The payload's memory must not change while it is among the newest `HISTORY` rounds of its kind.
         """
 
+    def forget(self, kind: str) -> None:
+        """Serve nothing of `kind` any more and free its memory: all who were to read it have, or never will."""
+
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Block until all peers have done what is waited for, or the time is over; returns those who have.
 

@@ -103,6 +103,10 @@ class MemoryTransport:
         """Let readers fetch `payload` from now on."""
         self._store.publish(payload)
 
+    def forget(self, kind: str) -> None:
+        """Serve nothing of a kind any more."""
+        self._store.forget(kind)
+
     def ready(self, wait: Wait) -> frozenset[int]:
         """Those of `wait.peers` who have done by now what is waited for; never sleeps."""
         if wait.what == "acknowledged":

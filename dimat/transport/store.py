@@ -93,6 +93,12 @@ class SnapshotStore:
                 del self._readers[kind, gone]
         self.changes.bump()
 
+    def forget(self, kind: str) -> None:
+        """Drop all rounds of a kind, and who has read them."""
+        with self._lock:
+            for round_ in self._payloads.pop(kind, {}):
+                del self._readers[kind, round_]
+
     def get(self, kind: str, round_: int | None) -> Payload:
         """The payload of `round_`, or of the newest round.
 

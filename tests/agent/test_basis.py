@@ -249,7 +249,7 @@ def test_all_begin_anew_unless_the_root_and_a_child_have_one_ancestor(tmp_path: 
     child, root = (adopt_root(made[number], PhaseClock(made[number].status)) for number in (0, 1))
     assert next(child).kind == "basis"  # it has shown its own by then
     wait = next(root)
-    assert (wait.peers, wait.kind) == ((0,), "own start")
+    assert (wait.peers, wait.kind) == ((0, 2), "own start")
     with pytest.raises(StopIteration) as ended:
         root.send(frozenset({0}))
     assert ended.value.value.bytes_received.keys() == {0}
@@ -262,6 +262,20 @@ def test_all_begin_anew_unless_the_root_and_a_child_have_one_ancestor(tmp_path: 
     for number in (0, 1):
         kept, expected = copy_of(made[number].model), own[number] if tuned else copy_of(same.model)
         assert all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+def test_nobody_gives_up_its_model_because_others_are_silent(tmp_path: Path) -> None:
+    hub = MemoryHub()
+    save_file(copy_of(agent(1).model), tmp_path / "1.safetensors")
+    config = load_config(None, [*SETTINGS, f"init={tmp_path}", "merge.basis=auto"])
+    root = build_agent(config, 1, tmp_path, "s", lambda s: MemoryTransport(1, "s", s, hub))
+    root.basis = "restart"
+    own = copy_of(root.model)
+    steps = adopt_root(root, PhaseClock(root.status))
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send(frozenset())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in copy_of(root.model).items())
 
 
 @pytest.mark.parametrize("tuned", [False, True])

@@ -1,5 +1,6 @@
 """Sweeps over the agreed basis: sums go up and down the tree, every second agent moves, what is missing is seen."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from dimat.agent.build import build_agent
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.sweeps import sweep_basis
+from dimat.agent.sweeps import _count, forget_sums, kinds, sweep_basis
 from dimat.align import weight_matching
 from dimat.config import load_config
+from dimat.coordinator import Store
+from dimat.messages import Header
+from dimat.runfolder import prepare
+from dimat.simulate import simulate
 from dimat.statedict import StateDict, copy_of
 from dimat.transport.base import Wait
 from dimat.transport.memory import MemoryHub, MemoryTransport
@@ -139,7 +144,16 @@ def test_where_a_model_is_missing_nobody_moves_and_nobody_waits_for_it_twice(dea
     before = models(some)
     _, waits = together(some, dead=[dead])
     assert all(unchanged(one, before[one.id]) for one in some)
-    assert sum(dead in wait.peers and wait.kind == "basis sum" for wait in waits) == 1
+    assert {wait.kind for wait in waits} == {"basis sum:0", "basis total:0"}
+
+
+def test_deadlines_are_longer_further_up_so_that_who_lives_is_not_given_up_with_the_dead() -> None:
+    """A path 0 - 1 - 2 - 3 - 4 whose leaf 0 hangs: 1 gives up after one deadline, its parent waits two for 1."""
+    _, waits = together(agents("merge.sweeps=1", "exchange.timeout_s=7"), dead=[0])
+    up = {wait.peers: wait.timeout_s for wait in waits if wait.kind == "basis sum:0"}
+    down = sorted((wait.peers, wait.timeout_s) for wait in waits if wait.kind == "basis total:0")
+    assert up == {(0,): 7, (1, 3): 14, (4,): 7}
+    assert down == [((2,), 14), ((2,), 14), ((3,), 21)]
 
 
 def test_a_model_that_is_not_finite_counts_as_missing() -> None:
@@ -151,9 +165,58 @@ def test_a_model_that_is_not_finite_counts_as_missing() -> None:
     assert all(unchanged(one, before[one.id]) for one in some[:4])
 
 
+def test_numbers_too_large_for_their_products_end_nobody() -> None:
+    some = agents("merge.sweeps=1")
+    with torch.no_grad():
+        some[4].model.conv2.weight.fill_(1e30)
+    together(some)
+    assert all(bool(torch.isfinite(tensor).all()) for one in some for tensor in copy_of(one.model).values())
+
+
+@pytest.mark.parametrize("said", [math.nan, math.inf, -1.0, 1.5, 6.0, 1e308])
+def test_a_count_that_cannot_be_is_none(said: float) -> None:
+    assert _count(Header("basis sum:0", 1, 0, {"models": said}), 5) == 0
+    assert _count(Header("basis sum:0", 1, 0, {"models": 3.0}), 5) == 3
+    assert _count(Header("basis sum:0", 1, 0), 5) == 0
+
+
+def test_sums_do_not_stay_in_memory() -> None:
+    some = agents("merge.sweeps=2")
+    together(some)
+    for one in some:
+        held = [kind for kind in one.transport._store.newest() if kind.startswith("basis")]
+        assert held
+        assert set(held) <= {*kinds(2), *kinds(3)}
+        forget_sums(one)
+        assert not any(kind.startswith("basis") for kind in one.transport._store.newest())
+
+
+def test_a_run_sweeps_once_through_its_first_round(tmp_path: Path) -> None:
+    settings = ["agents=4", "rounds=2", "train.epochs=1", "task.partition.scheme=iid"]
+    told = {}
+    for sweeps in (0, 1):
+        folder = prepare(load_config(None, [*SETTINGS, *settings, f"merge.sweeps={sweeps}"]), tmp_path / str(sweeps))
+        simulate(load_config(folder / "config.yaml"), folder)
+        with Store.open(folder, read_only=True) as store:
+            told[sweeps] = {(report.agent, report.round): report for report in store.reports()}
+    size = agents(num=2)[0].schema.num_bytes
+    came = {
+        (sweeps, number): sum(sum(one.bytes_received.values()) for (_, at), one in of.items() if at == number)
+        for sweeps, of in told.items()
+        for number in (1, 2)
+    }
+    assert came[1, 1] - came[0, 1] == 3 * 4 * size  # a path has three edges
+    assert came[1, 2] == came[0, 2]
+    assert told[1][0, 1].metrics["loss_after"] != told[0][0, 1].metrics["loss_after"]
+
+
 @pytest.mark.parametrize(
-    "settings", [["exchange.mode=async"], ["topology.graph=exponential"], ["merge.sweeps=0"], ["agents=2"]]
-)
+    "settings",
+    [
+        ["exchange.mode=async"], ["topology.graph=exponential"], ["merge.sweeps=0"], ["agents=2"],
+        ["merge.method=median"], ["merge.checks.max_norm_ratio=3"],
+    ],
+)  # fmt: skip
 def test_where_sums_cannot_come_up_or_are_not_asked_for_nothing_travels(settings: list[str]) -> None:
     num = 2 if "agents=2" in settings else 5
     some = agents(*settings, num=num)

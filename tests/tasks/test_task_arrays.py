@@ -252,11 +252,30 @@ def test_what_is_no_archive_of_arrays_is_refused(tmp_path) -> None:
         read_archive(path)
 
 
-def test_all_that_a_model_reads_of_images_has_its_channels_last(save) -> None:
-    task = load_task("arrays", data=save(arrays(shape=(4, 5, 3))), model="cnn")
+def flat(input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+    """A user's model that takes `view` of what its convolution makes."""
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(input_shape[0], 4, 3, padding=1)
+            self.head = torch.nn.Linear(4 * input_shape[1] * input_shape[2], num_classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            convolved = self.conv(x)
+            logits: torch.Tensor = self.head(convolved.view(len(convolved), -1))
+            return logits
+
+    return Flat()
+
+
+@pytest.mark.parametrize("model", ["cnn", f"{__file__}:flat"])
+def test_images_have_their_channels_last_for_dimats_own_models_alone(save, model: str) -> None:
+    task = load_task("arrays", data=save(arrays(shape=(4, 5, 3))), model=model)
     loader = task.data(0, 2, seed=0)
     read = [*(x for x, _ in loader), *(x for x, _ in task.test_batches()), *task.probe(), *task.shared_probe()]
     assert len(read) >= 4
-    assert all(x.stride() == (60, 1, 15, 3) for x in read)
+    assert all(x.stride() == ((60, 1, 15, 3) if model == "cnn" else (60, 20, 5, 1)) for x in read)
     x, _ = next(task.test_batches())
     assert torch.equal(x, task.dataset().scaling.apply(task.dataset().x_test))
+    task.evaluate(task.model())

@@ -91,7 +91,7 @@ def topology(record: RunRecord) -> Figure | None:
     graph.add_edges_from(totals)
 
     whole = sum(totals.values())
-    merges = sum(1 for reports in numbers.by_round(record).values() if any(r.bytes_received for r in reports.values()))
+    merges = sum(1 for reports in numbers.by_round(record).values() if any(r.weights for r in reports.values()))
     title = f"{words.size(whole)} travelled over {words.count(len(totals), 'edge')} in {words.count(merges, 'merge')}"
     if merges:
         title += f": {words.size(whole / merges / len(totals))} per edge and merge"

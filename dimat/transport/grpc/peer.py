@@ -122,6 +122,10 @@ class GrpcTransport:
         """Let readers fetch `payload` from now on."""
         self._store.publish(payload)
 
+    def forget(self, kind: str) -> None:
+        """Serve nothing of a kind any more."""
+        self._store.forget(kind)
+
     def wait(self, wait: Wait, on_change: Callable[[Mapping[int, str]], None] | None = None) -> frozenset[int]:
         """Sleep until all peers have done what is waited for, or the time is over; returns those who have."""
         if wait.what == "acknowledged":
