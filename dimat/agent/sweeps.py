@@ -5,18 +5,26 @@ of such matchings. MergeMany of Git Re-Basin matches one model after the other t
 
     || sum_v P_v x_v ||^2        over the permutations P_v of all agents v
 
-until it rises no more. Here the sum comes along the same tree, and in each half of a sweep every second agent moves:
+until it rises no more. Here the sum T comes along the same tree (`dimat.agent.treesum`), and in each half of a sweep
+every second agent moves:
 
-    up      S_v = x_v + sum over children c of S_c
-    down    T = S_root, handed on by everybody
-    move    x_v <- P x_v        P = argmax <T - x_v, P x_v>, from where it is
+    x_v <- P x_v        P = argmax <T - x_v, P x_v>, from where it is
 
 All at once would match each to where the others have been a moment ago, which is worse and may go back and forth; one
-after the other, as MergeMany does, takes as many steps as there are agents. The root stays: the basis is its. No sample
-is looked at. A half sweep costs two models along each edge of the tree, once in a run.
+after the other, as MergeMany does, takes as many steps as there are agents. The root stays: the basis is its. A half
+sweep costs two models along each edge of the tree, once in a run.
+
+What has been won shows in the mean of all models, T / n: every agent takes its loss on own training samples, with batch
+norm measured there, at the first sum and at the last but one. The losses come up with the last sum, and down comes
+whether they have fallen. If not, all go back to where the tree had put them: on a ResNet, whose weights say little
+about its units, matching by weights undoes what activations have found. A single sweep has no sum in between and is
+taken as it is.
+
+A sum is as good as the worst in it: where the merge itself bounds what one agent can do (`merge.method` median and its
+like, `merge.checks`), there are no sweeps.
 
 What it is worth is told in docs/notes.md. Source: Ainsworth, Hayase, Srinivasa, «Git Re-Basin», arXiv 2209.04836,
-algorithm 3; `dimat.align.match_many` is the same in one place.
+algorithm 3; `dimat.align.match_many` is the same in one place. Going back by the loss is dimat's own.
 """
 
 from __future__ import annotations
@@ -27,22 +35,20 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dimat.agent.basis import Agreement, permute_agent
-from dimat.agent.host import fetch
+from dimat.agent.gate import labelled_batches, probe_loss
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.tree import Place, place_of
+from dimat.agent.tree import place_of
+from dimat.agent.treesum import kinds, sum_of_all
 from dimat.align import weight_matching
-from dimat.errors import AlignmentError, TransportError
-from dimat.messages import Header
-from dimat.snapshot.encode import decode, encode
-from dimat.statedict import StateDict
-from dimat.transport.base import Wait
+from dimat.calibrate import recalibrate
+from dimat.errors import AlignmentError
+from dimat.statedict import StateDict, load_into
+from dimat.tasks import PROBE_LIMIT
 
 Perms = Mapping[str, Tensor]
 
-MODELS = "models"
-"""The header's number of how many models a sum has; 0 where it is none."""
 STAY = 1e-6
 """Stickiness, in units of the cosine of two units: the search begins where the agent is."""
 
@@ -58,17 +64,29 @@ def sweep_basis(agent: Agent, number: int, agreed: Agreement, clock: PhaseClock)
     if not sweeps_in(agent, number):
         return agreed
     assert agent.spec is not None
-    place = place_of(agent, number)
-    for half in range(2 * agent.config.merge.sweeps):
+    place, last = place_of(agent, number), 2 * agent.config.merge.sweeps - 1
+    swept: Perms = agent.spec.identity()
+    losses: list[float] = []
+    for half in range(last + 1):
         for kind in kinds(half - 2):  # whoever has sent its part of the half before has read these
             agent.transport.forget(kind)
-        total, num_models = yield from _sum_of_all(agent, place, number, half, agreed.bytes_received, clock)
-        if num_models != len(place.members):
+        judged = half == last > 1
+        everybody = yield from sum_of_all(
+            agent, place, number, half, losses if judged else [], agreed.bytes_received, clock
+        )
+        if everybody.num_models != len(place.members):
             log.info("agent %d: round %d: the basis stays as it is: a model is missing", agent.id, number)
             break
-        if place.parent is not None and place.turn % 2 == half % 2:
-            with clock("align"):
-                agreed.perms = _move(agent, total, agreed.perms)
+        with clock("align"):
+            if judged and not everybody.fallen:
+                log.info("agent %d: round %d: the sweeps have not helped and are taken back", agent.id, number)
+                permute_agent(agent, agent.spec.invert(swept))
+                return agreed
+            if last > 1 and half in (0, last - 1):
+                losses.append(loss_of_mean(agent, everybody.total, everybody.num_models))
+            if place.parent is not None and place.turn % 2 == half % 2:
+                swept = _move(agent, everybody.total, swept)
+    agreed.perms = agent.spec.compose(agreed.perms, swept)
     return agreed
 
 
@@ -93,13 +111,14 @@ def forget_sums(agent: Agent) -> None:
             agent.transport.forget(kind)
 
 
-def kinds(half: int) -> tuple[str, str]:
-    """What travels up and down in a half sweep.
-
-    >>> kinds(0)
-    ('basis sum:0', 'basis total:0')
-    """
-    return f"basis sum:{half}", f"basis total:{half}"
+def loss_of_mean(agent: Agent, total: StateDict, num_models: int) -> float:
+    """The loss on own training samples of the mean of all models, its batch norm measured on own samples."""
+    assert agent.spare is not None
+    mine = agent.model.state_dict()
+    mean = {name: total[name] / num_models if own.is_floating_point() else own for name, own in mine.items()}
+    load_into(agent.spare, mean)
+    recalibrate(agent.spare, agent.own_samples, max_samples=PROBE_LIMIT)
+    return probe_loss(agent.task, agent.spare, labelled_batches(agent.loader, PROBE_LIMIT))
 
 
 def _move(agent: Agent, total: StateDict, so_far: Perms) -> Perms:
@@ -114,55 +133,3 @@ def _move(agent: Agent, total: StateDict, so_far: Perms) -> Perms:
         return so_far
     permute_agent(agent, perms)
     return agent.spec.compose(so_far, perms)
-
-
-def _sum_of_all(
-    agent: Agent, place: Place, number: int, half: int, received: dict[int, int], clock: PhaseClock
-) -> Steps[tuple[StateDict, int]]:
-    """The sum of all models, and of how many: up the tree and down again."""
-    up, down = kinds(half)
-    # A deadline for each level: who is below gives up first, and says so upwards while it is still waited for.
-    deadline_s = agent.config.exchange.timeout_s
-    above_s = deadline_s * (place.height - place.below + 1)
-
-    def ask(kind: str, peers: tuple[int, ...], patience_s: float) -> Steps[dict[int, tuple[StateDict, int]]]:
-        sums: dict[int, tuple[StateDict, int]] = {}
-        if not peers:
-            return sums
-        with clock("wait"):
-            ready = yield Wait("published", peers, kind, number, patience_s)
-        with clock("gather"):
-            fetches = tuple(agent.fetch_from(peer, kind, number) for peer in sorted(ready))
-            answers = (yield from fetch(agent, fetches, deadline_s)) if fetches else {}
-        for peer, answer in sorted(answers.items()):
-            if isinstance(answer, TransportError):
-                log.warning("agent %d: the %s of agent %d did not come: %s", agent.id, kind, peer, answer)
-                continue
-            received[peer] = received.get(peer, 0) + answer.num_bytes
-            sums[peer] = decode(answer), _count(answer.header, len(place.members))
-        return sums
-
-    def hand_on(kind: str, state: StateDict, count: int) -> None:
-        with clock("publish"):
-            agent.transport.publish(encode(state, Header(kind, number, agent.id, {MODELS: float(count)})))
-
-    total, num_models = dict(agent.model.state_dict()), 1
-    below = yield from ask(up, place.children, deadline_s * place.below)
-    with clock("align"):
-        for child in sorted(below):  # float addition is not associative
-            state, count = below[child]
-            total = {name: own + state[name] if own.is_floating_point() else own for name, own in total.items()}
-            num_models += count
-    if place.parent is not None:
-        hand_on(up, total, num_models)
-        above = yield from ask(down, (place.parent,), above_s)
-        total, num_models = above.get(place.parent, (total, 0))
-    if place.children:
-        hand_on(down, total, num_models)
-    return total, num_models
-
-
-def _count(header: Header, most: int) -> int:
-    """How many models a sum is said to have; 0 where that cannot be."""
-    said = header.scalars.get(MODELS, 0.0)
-    return int(said) if said in range(1, most + 1) else 0

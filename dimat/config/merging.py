@@ -61,8 +61,9 @@ class MergeConfig(Part):
     on samples that have few classes in common: then all begin anew, with one model."""
     sweeps: Annotated[int, Field(ge=0)] = 2
     """agree: how often each agent, once matched to its parent in the tree, is matched by its weights to the sum of all
-    others'. Each sweep sends four models along every edge of the tree, once in a run. Not with exchange.mode async, on
-    directed graphs, with methods that bound what a neighbour can do (such as median), nor with checks."""
+    others'; two or more are taken back where the loss of the mean of all models does not fall for it. Each sends four
+    models along every edge of the tree, once in a run. Not with exchange.mode async, on directed graphs, with methods
+    that bound what a neighbour can do (such as median), nor with checks."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
     skip: Literal["never", "settled"] = "settled"

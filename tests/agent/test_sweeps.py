@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from dimat.agent import sweeps
 from dimat.agent.basis import Agreement, permute_agent
 from dimat.agent.build import build_agent
+from dimat.agent.randomness import capture
 from dimat.agent.state import Agent
 from dimat.agent.status import PhaseClock
 from dimat.agent.steps import Steps
-from dimat.agent.sweeps import _count, forget_sums, kinds, sweep_basis
+from dimat.agent.sweeps import forget_sums, sweep_basis
+from dimat.agent.treesum import _count, kinds
 from dimat.align import weight_matching
+from dimat.calibrate import recalibrate
 from dimat.config import load_config
 from dimat.coordinator import Store
 from dimat.messages import Header
@@ -87,7 +91,7 @@ def models(some: Sequence[Agent]) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("graph", ["path", "complete"])
 def test_the_sum_of_all_models_grows_and_every_model_stays_the_same_function(graph: str) -> None:
-    some = agents(f"topology.graph={graph}", "merge.sweeps=2")
+    some = agents(f"topology.graph={graph}", "merge.sweeps=1")
     before = models(some)
     ended, _ = together(some)
     assert square(models(some)) > 1.1 * square(before)
@@ -180,6 +184,47 @@ def test_a_count_that_cannot_be_is_none(said: float) -> None:
     assert _count(Header("basis sum:0", 1, 0), 5) == 0
 
 
+@pytest.mark.parametrize("after", [0.5, 1.0, math.nan])
+def test_sweeps_that_do_not_lower_the_loss_of_the_mean_are_taken_back(
+    monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    """All agents say 1 before; after two sweeps one of them says something else, and the sum decides for all."""
+    told: list[int] = []
+
+    def loss(agent: Agent, total: StateDict, num_models: int) -> float:
+        told.append(agent.id)
+        return after if agent.id == 3 and told.count(3) == 2 else 1.0
+
+    monkeypatch.setattr(sweeps, "loss_of_mean", loss)
+    some = agents("merge.sweeps=2")
+    before = models(some)
+    ended, _ = together(some)
+    assert sorted(told) == sorted(2 * [*range(5)])
+    assert [unchanged(one, before[one.id]) for one in some] == (
+        [False, False, True, False, False] if after < 1 else 5 * [True]
+    )
+    for one, agreed in zip(some, ended, strict=True):
+        moved = one.spec.apply(before[one.id], agreed.perms)
+        assert all(torch.equal(tensor, moved[name]) for name, tensor in copy_of(one.model).items())
+
+
+def test_the_loss_is_that_of_the_mean_model_on_own_samples_with_its_own_statistics() -> None:
+    (one, *_) = agents()
+    total = {name: 4 * tensor if tensor.is_floating_point() else tensor for name, tensor in copy_of(one.model).items()}
+    total["norm1.running_mean"] += 100  # taken anew
+    streams, own = capture(one.loader), copy_of(one.model)
+    found = sweeps.loss_of_mean(one, total, 4)
+    assert torch.equal(capture(one.loader).loader_stream, streams.loader_stream)
+    assert unchanged(one, own)
+    recalibrate(one.model, one.own_samples, max_samples=512)
+    one.model.eval()
+    x, y = one.loader.x, one.loader.y
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(one.model(one.loader.scaling.apply(x)), y)
+    assert len(y) <= 512
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_sums_do_not_stay_in_memory() -> None:
     some = agents("merge.sweeps=2")
     together(some)
@@ -194,15 +239,15 @@ def test_sums_do_not_stay_in_memory() -> None:
 def test_a_run_sweeps_once_through_its_first_round(tmp_path: Path) -> None:
     settings = ["agents=4", "rounds=2", "train.epochs=1", "task.partition.scheme=iid"]
     told = {}
-    for sweeps in (0, 1):
-        folder = prepare(load_config(None, [*SETTINGS, *settings, f"merge.sweeps={sweeps}"]), tmp_path / str(sweeps))
+    for num in (0, 1):
+        folder = prepare(load_config(None, [*SETTINGS, *settings, f"merge.sweeps={num}"]), tmp_path / str(num))
         simulate(load_config(folder / "config.yaml"), folder)
         with Store.open(folder, read_only=True) as store:
-            told[sweeps] = {(report.agent, report.round): report for report in store.reports()}
+            told[num] = {(report.agent, report.round): report for report in store.reports()}
     size = agents(num=2)[0].schema.num_bytes
     came = {
-        (sweeps, number): sum(sum(one.bytes_received.values()) for (_, at), one in of.items() if at == number)
-        for sweeps, of in told.items()
+        (num, number): sum(sum(one.bytes_received.values()) for (_, at), one in of.items() if at == number)
+        for num, of in told.items()
         for number in (1, 2)
     }
     assert came[1, 1] - came[0, 1] == 3 * 4 * size  # a path has three edges
