@@ -105,14 +105,16 @@ def rounds_reported(folder: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("shape", ["together", "per-agent"])
-def test_a_run_ends_with_the_bits_of_its_simulation(tmp_path: Path, shape: str, start: Start) -> None:
+@pytest.mark.parametrize(("shape", "basis"), [("together", "adopt"), ("per-agent", "agree")])
+def test_a_run_ends_with_the_bits_of_its_simulation(tmp_path: Path, shape: str, basis: str, start: Start) -> None:
+    """With one start for all, and with an agreed basis and the sweeps over it."""
+    settings = [*SMALL, f"merge.basis={basis}"]
     process = start(
-        "dimat", "run", *flags(SMALL), "--out", str(tmp_path / "run"), "--launch", shape, "--format", "json", "-q"
+        "dimat", "run", *flags(settings), "--out", str(tmp_path / "run"), "--launch", shape, "--format", "json", "-q"
     )
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert bits(tmp_path / "run", 4) == simulated(*SMALL, round=4)
+    assert bits(tmp_path / "run", 4) == simulated(*settings, round=4)
 
     result = json.loads(output.splitlines()[-1])
     assert result["rounds"] == 4
