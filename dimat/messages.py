@@ -214,13 +214,14 @@ class Report:
     metrics: Mapping[str, float]
     """`loss` (train), `accuracy_before`, `accuracy` (merged, calibrated), `loss_before`, `loss_after`, `lr`; where
     there are checks `refused` (how many neighbours), with a gate `gate` (the share of the merge that was taken), where
-    models were to be aligned `matchings_skipped` (the share of them that no matching was needed for)."""
+    models were to be aligned `matchings_skipped` (the share of them that no matching was needed for), with
+    `exchange.overlap` `hidden_s` (seconds that the round would have waited for transfers otherwise)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase: train, publish, wait, gather, align, fold, calibrate, evaluate, checkpoint."""
     weights: Mapping[int, float] = field(default_factory=dict)
     """The row of the mixing matrix that was really used, self included."""
     bytes_received: Mapping[int, int] = field(default_factory=dict)
-    """Payload bytes by the neighbour they came from."""
+    """Payload bytes by the agent they came from: in a merge, and before it for one start or an agreed basis."""
     missing: Mapping[int, str] = field(default_factory=dict)
     """Neighbours that did not take part in this merge, and why; what was refused begins with `REFUSED`."""
     moved: Mapping[str, float] = field(default_factory=dict)
