@@ -48,6 +48,7 @@ start_agent() {
     pids+=($!)
 }
 
+: >"$logs/coordinator.log" # it is read before the shell of the job has made it
 "$python" -m dimat coordinator "$config" --out "$out" >"$logs/coordinator.log" 2>&1 &
 coordinator=$!
 pids+=("$coordinator")

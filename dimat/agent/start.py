@@ -145,6 +145,7 @@ def likeness(one: StateDict, other: StateDict) -> float:
 
     Matrices and kernels alone: norms, biases and counters are alike in all models.
 
+    >>> import torch
     >>> likeness({"w": torch.eye(2)}, {"w": torch.eye(2) * 3})
     1.0
     """
