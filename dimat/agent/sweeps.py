@@ -86,7 +86,8 @@ def sweep_basis(agent: Agent, number: int, agreed: Agreement, clock: PhaseClock)
                 losses.append(loss_of_mean(agent, everybody.total, everybody.num_models))
             if place.parent is not None and place.turn % 2 == half % 2:
                 swept = _move(agent, everybody.total, swept)
-    agreed.perms = agent.spec.compose(agreed.perms, swept)
+    if place.parent is not None:  # the root has nothing to tell: it stays
+        agreed.perms = agent.spec.compose(agreed.perms, swept)
     return agreed
 
 
