@@ -43,7 +43,7 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
     """Take over the root's weights, down the same tree, before anybody has trained in this run.
 
     Who brings a trained model that is near its parent's keeps it: they have one ancestor, and so one basis. Where all
-    are to `restart`, the root makes a new model first, unless a child's is near its own, or none shows its own.
+    are to `restart`, the root makes a new model first, unless one that it reads is near its own, or none shows its own.
     """
     adopted = Agreement()
     trained = agent.config.init not in ("same", "different")
@@ -63,17 +63,21 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
 
 
 def _restart(agent: Agent, place: Place, received: dict[int, int], clock: PhaseClock) -> Steps[None]:
-    """Give the root the weights that all agents have with `init: same`, unless it and a child have one ancestor.
+    """Give the root the weights that all agents have with `init: same`, unless it and another have one ancestor.
 
-    Models are not given up on nobody's word: where no child shows its own, the root keeps its.
+    It looks at those that it reads: on a directed graph these need not be its children. Models are not given up on
+    nobody's word: where none shows its own, the root keeps its.
     """
-    if place.depth == 1:
+    topology = agent.topology_in(0)
+    children = [child for child, parent in topology.tree(around=agent.id)[1].items() if parent == place.root]
+    shown = tuple(sorted(children if agent.mutual(1) else topology.neighbours(place.root)))
+    if agent.id in shown:
         with clock("publish"):
             agent.publish(OWN, 0)
-    if place.parent is not None or not place.children:
+    if place.parent is not None or not shown:
         return
     with clock("wait"):
-        ready = yield Wait("published", place.children, OWN, 0, agent.config.exchange.timeout_s)
+        ready = yield Wait("published", shown, OWN, 0, agent.config.exchange.timeout_s)
     with clock("gather"):
         fetches = tuple(agent.fetch_from(peer, OWN, 0) for peer in sorted(ready))
         answers = (yield from fetch(agent, fetches, agent.config.exchange.timeout_s)) if fetches else {}

@@ -70,7 +70,7 @@ def sweep_basis(agent: Agent, number: int, agreed: Agreement, clock: PhaseClock)
     for half in range(last + 1):
         for kind in kinds(half - 2):  # whoever has sent its part of the half before has read these
             agent.transport.forget(kind)
-        judged = half == last > 1
+        judged = last > 1 and half == last
         everybody = yield from sum_of_all(
             agent, place, number, half, losses if judged else [], agreed.bytes_received, clock
         )

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 class Place:
     """Where an agent is in the tree along which a basis is agreed."""
 
+    root: int
     parent: int | None
     """None for the root."""
     children: tuple[int, ...]
@@ -51,7 +52,7 @@ def place_of(agent: Agent, number: int) -> Place:
     members = tuple(sorted(depths))
     children = tuple(sorted(child for child, parent in parents.items() if parent == agent.id))
     turn = members.index(agent.id)
-    return Place(parents.get(agent.id), children, members, turn, depths[agent.id], below[root], below[agent.id])
+    return Place(root, parents.get(agent.id), children, members, turn, depths[agent.id], below[root], below[agent.id])
 
 
 def fetch_from_parent(

@@ -264,6 +264,19 @@ def test_all_begin_anew_unless_the_root_and_a_child_have_one_ancestor(tmp_path: 
         assert all(torch.equal(kept[name], expected[name]) for name in kept)
 
 
+def test_on_a_directed_graph_the_root_looks_at_those_that_it_reads(tmp_path: Path) -> None:
+    """Of five agents on the exponential graph each reads those 1, 2 and 4 before it."""
+    for number in range(5):
+        save_file(copy_of(agent(1).model), tmp_path / f"{number}.safetensors")
+    settings = [*SETTINGS, "agents=5", "topology.graph=exponential", f"init={tmp_path}", "merge.basis=auto"]
+    hub, config = MemoryHub(), load_config(None, settings)
+    root = build_agent(config, 0, tmp_path, "s", lambda s: MemoryTransport(0, "s", s, hub))
+    root.basis = "restart"
+    wait = next(adopt_root(root, PhaseClock(root.status)))
+    assert (wait.kind, wait.peers) == ("own start", tuple(sorted(root.topology.neighbours(0))))
+    assert wait.peers != tuple(child for child, parent in root.topology.tree()[1].items() if parent == 0)
+
+
 def test_nobody_gives_up_its_model_because_others_are_silent(tmp_path: Path) -> None:
     hub = MemoryHub()
     save_file(copy_of(agent(1).model), tmp_path / "1.safetensors")
