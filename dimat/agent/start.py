@@ -65,12 +65,11 @@ def adopt_root(agent: Agent, clock: PhaseClock) -> Steps[Agreement]:
 def _restart(agent: Agent, place: Place, received: dict[int, int], clock: PhaseClock) -> Steps[None]:
     """Give the root the weights that all agents have with `init: same`, unless it and another have one ancestor.
 
-    It looks at those that it reads: on a directed graph these need not be its children. Models are not given up on
-    nobody's word: where none shows its own, the root keeps its.
+    It looks at those that it reads. Models are not given up on nobody's word: where none shows its own, the root keeps
+    its.
     """
-    topology = agent.topology_in(0)
-    children = [child for child, parent in topology.tree(around=agent.id)[1].items() if parent == place.root]
-    shown = tuple(sorted(children if agent.mutual(1) else topology.neighbours(place.root)))
+    told = agent.topology_in(0).tree_up(around=agent.id)
+    shown = tuple(sorted(teller for teller, hearer in told.items() if hearer == place.root))
     if agent.id in shown:
         with clock("publish"):
             agent.publish(OWN, 0)

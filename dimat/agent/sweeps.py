@@ -12,7 +12,7 @@ every second agent moves:
 
 All at once would match each to where the others have been a moment ago, which is worse and may go back and forth; one
 after the other, as MergeMany does, takes as many steps as there are agents. The root stays: the basis is its. A half
-sweep costs two models along each edge of the tree, once in a run.
+sweep costs two models for every agent but the root, once in a run.
 
 What has been won shows in the mean of all models, T / n: every agent takes its loss on own training samples, with batch
 norm measured there, at the first sum and at the last but one. The losses come up with the last sum, and down comes
@@ -97,7 +97,6 @@ def sweeps_in(agent: Agent, number: int) -> bool:
     return (
         merge.sweeps > 0
         and agent.config.exchange.mode == "sync"  # else nobody is waited for
-        and agent.mutual(number)  # else a parent cannot read its child
         and agent.method.memory == "constant"
         and not merge.checks.on
         and len(place_of(agent, number).members) > 2  # two have been matched to each other

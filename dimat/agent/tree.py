@@ -1,6 +1,7 @@
 """The tree along which agents come to one basis: an agent's place in it, and what comes from a parent.
 
 It is the breadth-first tree from the graph's centre (`dimat.topology.reading_tree`), of those who are in the graph.
+What goes to the root goes along another where edges have a direction (`dimat.topology.telling_tree`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Place:
     parent: int | None
     """None for the root."""
     children: tuple[int, ...]
+    tellers: tuple[int, ...]
+    """Those from whom the agent hears what is on its way to the root: its children, where edges have no direction."""
     members: tuple[int, ...]
     """All agents of the tree, ascending."""
     turn: int
@@ -35,9 +38,9 @@ class Place:
     depth: int
     """Edges to the root."""
     height: int
-    """Edges from the root to the furthest member."""
+    """Edges from the furthest member to the root, on the way up."""
     below: int
-    """Edges from the agent to the furthest of those below it."""
+    """Edges to the agent from the furthest of those from whom it hears on the way up."""
 
 
 def place_of(agent: Agent, number: int) -> Place:
@@ -46,13 +49,22 @@ def place_of(agent: Agent, number: int) -> Place:
     depths = {root: 0}
     for child, parent in parents.items():  # level by level
         depths[child] = depths[parent] + 1
+    told = agent.topology_in(number).tree_up(around=agent.id)
     below = dict.fromkeys(depths, 0)
-    for child in reversed(parents):  # from the leaves
-        below[parents[child]] = max(below[parents[child]], below[child] + 1)
+    for teller in reversed(told):  # from the leaves
+        below[told[teller]] = max(below[told[teller]], below[teller] + 1)
     members = tuple(sorted(depths))
-    children = tuple(sorted(child for child, parent in parents.items() if parent == agent.id))
-    turn = members.index(agent.id)
-    return Place(root, parents.get(agent.id), children, members, turn, depths[agent.id], below[root], below[agent.id])
+    return Place(
+        root=root,
+        parent=parents.get(agent.id),
+        children=tuple(sorted(child for child, parent in parents.items() if parent == agent.id)),
+        tellers=tuple(sorted(teller for teller, hearer in told.items() if hearer == agent.id)),
+        members=members,
+        turn=members.index(agent.id),
+        depth=depths[agent.id],
+        height=below[root],
+        below=below[agent.id],
+    )
 
 
 def fetch_from_parent(

@@ -1,7 +1,9 @@
 """The sum of all agents' models, along the tree: up from the leaves and down again.
 
-    up      S_v = x_v + sum over children c of S_c
+    up      S_v = x_v + sum over c of S_c        c: who tells v
     down    T = S_root, handed on by everybody
+
+Where edges have a direction these are two trees with one root: `dimat.agent.tree`.
 
 With the models go, in the headers, how many they are, the sums of losses that are voted with, and the verdict on them.
 Sums are added in the order of ids, so that a simulation and a run of processes have the same bits.
@@ -103,7 +105,7 @@ def sum_of_all(
 
     total, num_models = dict(agent.model.state_dict()), 1
     votes = dict(zip((BEFORE, AFTER), losses, strict=True)) if losses else {}
-    below = yield from ask(up, place.children, deadline_s * place.below)
+    below = yield from ask(up, place.tellers, deadline_s * place.below)
     with clock("align"):
         for child in sorted(below):  # float addition is not associative
             state, header = decode(below[child]), below[child].header

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         spectral_gap,
     )
     from dimat.topology.topology import Topology, load_topology
-    from dimat.topology.tree import diameter, reading_tree
+    from dimat.topology.tree import diameter, reading_tree, telling_tree
 
 _HOME = {
     "BUILTIN": "catalogue",
@@ -62,6 +62,7 @@ _HOME = {
     "rounds_per_tenfold": "spectral",
     "save_png": "picture",
     "spectral_gap": "spectral",
+    "telling_tree": "tree",
     "with_newcomers": "grow",
     "without_agents": "repair",
     "without_edges": "mixing",
@@ -89,6 +90,7 @@ __all__ = [
     "rounds_per_tenfold",
     "save_png",
     "spectral_gap",
+    "telling_tree",
     "with_newcomers",
     "without_agents",
     "without_edges",

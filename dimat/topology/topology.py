@@ -23,7 +23,7 @@ from dimat.topology.mixing import (
 from dimat.topology.schedule import rounds_to_hear, union
 from dimat.topology.source import agree_size, find_source, is_static, rounds_of
 from dimat.topology.spectral import joint_matrix, rounds_per_tenfold, spectral_gap
-from dimat.topology.tree import part_of, reading_tree
+from dimat.topology.tree import part_of, reading_tree, telling_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,12 @@ class Topology:
         A changing topology takes the union of its first window: all its edges may be read. Where agents are away, the
         graph may have several parts; then the tree is that of the part that holds the agent `around`.
         """
-        root, parents = _tree(self, None if around is None else frozenset(part_of(_read_at_all(self), around)))
+        root, parents, _ = _trees(self, None if around is None else frozenset(part_of(_read_at_all(self), around)))
         return root, dict(parents)
+
+    def tree_up(self, around: int | None = None) -> dict[int, int]:
+        """The parent by child along which the root of `tree` hears from all (`dimat.topology.telling_tree`)."""
+        return dict(_trees(self, None if around is None else frozenset(part_of(_read_at_all(self), around)))[2])
 
     def summary(self, round: int = 0) -> dict[str, Any]:
         """The numbers of `dimat topology show --format json`, for one round.
@@ -134,10 +138,11 @@ def _read_at_all(topology: Topology) -> nx.Graph[int]:
 
 
 @lru_cache(maxsize=64)
-def _tree(topology: Topology, part: frozenset[int] | None) -> tuple[int, dict[int, int]]:
+def _trees(topology: Topology, part: frozenset[int] | None) -> tuple[int, dict[int, int], dict[int, int]]:
     """Of all agents or a part of them. On a thousand it takes two seconds, and in a simulation each of them asks."""
-    graph = _read_at_all(topology)
-    return reading_tree(graph if part is None else graph.subgraph(part))
+    graph = _read_at_all(topology) if part is None else _read_at_all(topology).subgraph(part)
+    root, parents = reading_tree(graph)
+    return root, parents, telling_tree(graph, root)
 
 
 def load_topology(

@@ -43,10 +43,34 @@ def reading_tree(graph: nx.Graph[int]) -> tuple[int, dict[int, int]]:
     """
     levels = dict(nx.all_pairs_shortest_path_length(graph))
     root = min(graph, key=lambda agent: (max(levels[agent].values()), agent))
-    level = levels[root]
+    return root, _parents(graph, root)
+
+
+def telling_tree(graph: nx.Graph[int], root: int) -> dict[int, int]:
+    """A breadth-first tree to `root`, in which every parent reads its children: what is told comes together there.
+
+    Where edges have no direction it is the reading tree.
+
+    Args:
+        graph: connected, strongly when directed.
+        root: of `reading_tree`.
+
+    Returns:
+        the parent by child, level by level and ascending within one; a parent is the lowest id among the agents that
+        read the child and are one level nearer to the root.
+
+    >>> telling_tree(nx.cycle_graph(4, create_using=nx.DiGraph), 0)  # 0 -> 1 -> 2 -> 3 -> 0
+    {3: 0, 2: 3, 1: 2}
+    """
+    return _parents(graph.reverse(copy=False) if isinstance(graph, nx.DiGraph) else graph, root)
+
+
+def _parents(graph: nx.Graph[int], root: int) -> dict[int, int]:
+    """The parent by child in the breadth-first tree out of `root`, along the edges' direction."""
+    level = nx.single_source_shortest_path_length(graph, root)
     parents: dict[int, int] = {}
     for child in sorted(graph, key=lambda agent: (level[agent], agent)):
         if child != root:
-            reads = graph.predecessors(child) if isinstance(graph, nx.DiGraph) else graph.neighbors(child)
-            parents[child] = min(agent for agent in reads if level[agent] == level[child] - 1)
-    return root, parents
+            before = graph.predecessors(child) if isinstance(graph, nx.DiGraph) else graph.neighbors(child)
+            parents[child] = min(agent for agent in before if level[agent] == level[child] - 1)
+    return parents

@@ -61,10 +61,13 @@ def test_the_last_merge_is_for_everybody_in_the_run_and_for_nobody_before() -> N
 
 
 @pytest.mark.parametrize("graph", ["ring", "star", "exponential", "one_peer_exponential"])
-def test_a_child_may_always_read_its_parent_in_the_tree_of_the_basis(graph: str) -> None:
-    for child, parent in load_topology(graph, 8).tree()[1].items():
-        for now in (0, 1, 7):
+def test_what_goes_along_the_trees_of_the_basis_may_always_be_read(graph: str) -> None:
+    topology = load_topology(graph, 8)
+    for now in (0, 1, 7):
+        for child, parent in topology.tree()[1].items():
             assert may_read(agent_of(graph, parent, now), child)
+        for teller, hearer in topology.tree_up().items():
+            assert may_read(agent_of(graph, teller, now), hearer)
 
 
 def test_a_repair_opens_the_new_edge_from_its_round_on() -> None:

@@ -89,7 +89,7 @@ def models(some: Sequence[Agent]) -> list[dict[str, torch.Tensor]]:
     return [copy_of(one.model) for one in some]
 
 
-@pytest.mark.parametrize("graph", ["path", "complete"])
+@pytest.mark.parametrize("graph", ["path", "complete", "exponential"])
 def test_the_sum_of_all_models_grows_and_every_model_stays_the_same_function(graph: str) -> None:
     some = agents(f"topology.graph={graph}", "merge.sweeps=1")
     before = models(some)
@@ -98,7 +98,7 @@ def test_the_sum_of_all_models_grows_and_every_model_stays_the_same_function(gra
     for one, old, agreed in zip(some, before, ended, strict=True):
         moved = one.spec.apply(old, agreed.perms)
         assert all(torch.equal(tensor, moved[name]) for name, tensor in copy_of(one.model).items())
-    root = {"path": 2, "complete": 0}[graph]
+    root = {"path": 2, "complete": 0, "exponential": 0}[graph]
     assert unchanged(some[root], before[root])
 
 
@@ -111,12 +111,13 @@ def test_permuted_copies_of_one_model_find_together() -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_of(some[3].model).items())
 
 
-def test_halves_move_every_second_agent_by_the_sum_of_all_others() -> None:
-    """The second half of one sweep, by hand: the agents 0, 2 (the root) and 4 first, then 1 and 3."""
-    some = agents("merge.sweeps=1")
+@pytest.mark.parametrize(("graph", "root"), [("path", 2), ("exponential", 0)])
+def test_halves_move_every_second_agent_by_the_sum_of_all_others(graph: str, root: int) -> None:
+    """One sweep by hand: the agents 0, 2 and 4 first, but for the root, then 1 and 3."""
+    some = agents(f"topology.graph={graph}", "merge.sweeps=1")
     states = models(some)
     together(some)
-    for movers in ((0, 4), (1, 3)):
+    for movers in (sorted({0, 2, 4} - {root}), (1, 3)):
         total = {name: sum(state[name] for state in states) for name in states[0]}
         for mover in movers:
             own = states[mover]
@@ -140,6 +141,23 @@ def test_four_models_go_along_each_edge_in_a_sweep_and_are_counted() -> None:
         {2: 2 * size, 4: 2 * size},
         {3: 2 * size},
     ]
+
+
+def test_on_a_directed_graph_sums_go_up_by_other_edges_than_they_come_down() -> None:
+    """0 -> 1 -> 2 -> 3 -> 4 -> 0 with its root in 0, where an arrow points to who reads."""
+    some = agents(f"topology.graph={Path(__file__).parent / 'one_way.py'}:ring", "merge.sweeps=1")
+    before = models(some)
+    ended, waits = together(some)
+    assert square(models(some)) > 1.1 * square(before)
+    size = some[0].schema.num_bytes
+    # Each but the root reads a total from the agent before it, and each but the furthest a sum as well.
+    assert [dict(agreed.bytes_received) for agreed in ended] == [
+        {4: 2 * size}, {0: 2 * size}, {1: 4 * size}, {2: 4 * size}, {3: 4 * size},
+    ]  # fmt: skip
+    asked = {(wait.kind, wait.peers) for wait in waits if wait.kind.endswith(":0")}
+    assert asked == {("basis sum:0", (one,)) for one in (1, 2, 3, 4)} | {
+        ("basis total:0", (one,)) for one in (0, 1, 2, 3)
+    }
 
 
 @pytest.mark.parametrize("dead", [0, 3])
@@ -258,7 +276,7 @@ def test_a_run_sweeps_once_through_its_first_round(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["exchange.mode=async"], ["topology.graph=exponential"], ["merge.sweeps=0"], ["agents=2"],
+        ["exchange.mode=async"], ["merge.sweeps=0"], ["agents=2"],
         ["merge.method=median"], ["merge.checks.max_norm_ratio=3"],
     ],
 )  # fmt: skip

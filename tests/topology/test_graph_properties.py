@@ -17,6 +17,7 @@ from dimat.topology import (
     reading_tree,
     rounds_per_tenfold,
     spectral_gap,
+    telling_tree,
     without_edges,
 )
 from dimat.topology.mixing import SCHEMES
@@ -161,6 +162,20 @@ def test_every_child_reads_its_parent_one_level_up(graph: nx.Graph) -> None:
         up = [node for node in graph if graph.has_edge(node, child) and distance[node] == distance[child] - 1]
         assert parent == min(up)
     assert list(parents) == sorted(parents, key=lambda child: (distance[child], child))
+
+
+@modest
+@given(st.one_of(connected_graphs(), directed_graphs()))
+def test_what_is_told_comes_to_the_root_by_readable_edges(graph: nx.Graph) -> None:
+    root, parents = reading_tree(graph)
+    told = telling_tree(graph, root)
+    distance = {node: nx.shortest_path_length(graph, node, root) for node in graph}
+    assert set(told) == set(graph) - {root}
+    for teller, hearer in told.items():
+        assert hearer == min(n for n in graph if graph.has_edge(teller, n) and distance[n] == distance[teller] - 1)
+    assert list(told) == sorted(told, key=lambda teller: (distance[teller], teller))
+    if not graph.is_directed():
+        assert told == parents
 
 
 def test_the_tree_of_a_directed_graph_follows_readable_edges() -> None:
