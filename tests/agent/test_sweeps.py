@@ -145,7 +145,7 @@ def test_four_models_go_along_each_edge_in_a_sweep_and_are_counted() -> None:
 
 def test_on_a_directed_graph_sums_go_up_by_other_edges_than_they_come_down() -> None:
     """0 -> 1 -> 2 -> 3 -> 4 -> 0 with its root in 0, where an arrow points to who reads."""
-    some = agents(f"topology.graph={Path(__file__).parent / 'one_way.py'}:ring", "merge.sweeps=1")
+    some = agents(f"topology.graph={Path(__file__).parents[1] / 'one_way.py'}:ring", "merge.sweeps=1")
     before = models(some)
     ended, waits = together(some)
     assert square(models(some)) > 1.1 * square(before)

@@ -36,6 +36,7 @@ SMALL = [
 ]
 # Long enough to be interrupted in the middle, whatever the machine.
 LONG = [*SMALL, "rounds=60"]
+ONE_WAY = f"{Path(__file__).parents[1] / 'one_way.py'}:ring"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -105,10 +106,15 @@ def rounds_reported(folder: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize(("shape", "basis"), [("together", "adopt"), ("per-agent", "agree")])
-def test_a_run_ends_with_the_bits_of_its_simulation(tmp_path: Path, shape: str, basis: str, start: Start) -> None:
-    """With one start for all, and with an agreed basis and the sweeps over it."""
-    settings = [*SMALL, f"merge.basis={basis}"]
+@pytest.mark.parametrize(
+    ("shape", "basis", "graph"),
+    [("together", "adopt", "path"), ("per-agent", "agree", "path"), ("together", "agree", ONE_WAY)],
+)
+def test_a_run_ends_with_the_bits_of_its_simulation(
+    tmp_path: Path, shape: str, basis: str, graph: str, start: Start
+) -> None:
+    """With one start for all, and with an agreed basis and the sweeps over it, on a directed graph too."""
+    settings = [*SMALL, f"merge.basis={basis}", f"topology.graph={graph}"]
     process = start(
         "dimat", "run", *flags(settings), "--out", str(tmp_path / "run"), "--launch", shape, "--format", "json", "-q"
     )
