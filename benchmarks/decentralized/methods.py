@@ -24,22 +24,24 @@ FRESH = ("merge.optimizer_state=reset",)
 """As published: DIMAT's code makes a new optimiser after each merge, for its own method and for averaging."""
 EACH_ROUND = ("merge.basis=each_round", "merge.skip=never")
 """As published: every neighbour is matched in every round, also where nothing is to be found."""
+CALIBRATED = ("merge.calibrate=batchnorm", "merge.calibrate_samples=512")
+"""The rivals that calibrate get more samples than dimat's default takes."""
 METHODS: Mapping[str, Method] = {
     "wa": Method(("merge.align=none", "merge.calibrate=none", *FRESH), "plain weighted averaging of all tensors"),
     "wa_own": Method(
-        ("merge.align=none", "merge.calibrate=batchnorm", *FRESH),
+        ("merge.align=none", *CALIBRATED, *FRESH),
         "the same, recalibrated on own samples",
     ),
     "wm": Method(
-        ("merge.align=weights", *EACH_ROUND, "merge.calibrate=batchnorm", *FRESH),
+        ("merge.align=weights", *EACH_ROUND, *CALIBRATED, *FRESH),
         "weight matching in each round",
     ),
     "dimat_local": Method(
-        ("merge.align=activations", *EACH_ROUND, "merge.probe=local", "merge.calibrate=batchnorm", *FRESH),
+        ("merge.align=activations", *EACH_ROUND, "merge.probe=local", *CALIBRATED, *FRESH),
         "DIMAT as published, but with each agent's own samples as probe",
     ),
     "dimat_shared": Method(
-        ("merge.align=activations", *EACH_ROUND, "merge.probe=shared", "merge.calibrate=batchnorm", *FRESH),
+        ("merge.align=activations", *EACH_ROUND, "merge.probe=shared", *CALIBRATED, *FRESH),
         "DIMAT as published: the probe is drawn from everybody's data",
     ),
     "dimat": Method((), "dimat's default settings"),

@@ -43,8 +43,6 @@ from dimat.snapshot.encode import decode
 from dimat.snapshot.sketch import sketch
 from dimat.statedict import StateDict, load_into, parameters_of
 
-MAX_CALIBRATION_SAMPLES = 512
-
 
 def run_round(agent: Agent, number: int) -> Steps[Report]:
     """Train, exchange and merge once; yields each thing it waits for and returns the numbers of the round."""
@@ -146,7 +144,7 @@ def calibrate_merged(
 ) -> None:
     """Put right, on own samples, what folding has done to the statistics of the agent's model."""
     if agent.config.merge.calibrate in ("batchnorm", "neighbourhood"):
-        recalibrate(agent.model, agent.own_samples, max_samples=MAX_CALIBRATION_SAMPLES)
+        recalibrate(agent.model, agent.own_samples, max_samples=agent.config.merge.calibrate_samples)
     elif agent.config.merge.calibrate == "repair":
         repair_merged(agent, mine, others, weights)
 
@@ -163,7 +161,8 @@ def repair_merged(agent: Agent, mine: StateDict, others: Mapping[int, StateDict]
             yield agent.spare
 
     shares = [weights[peer] for peer in order]
-    repair(agent.model, endpoints(), agent.own_samples, shares, max_samples=MAX_CALIBRATION_SAMPLES)
+    limit = agent.config.merge.calibrate_samples
+    repair(agent.model, endpoints(), agent.own_samples, shares, max_samples=limit)
 
 
 def _report(

@@ -62,8 +62,8 @@ class MergeConfig(Part):
     sweeps: Annotated[int, Field(ge=0)] = 2
     """agree: how often each agent, once matched to its parent in the tree, is matched by its weights to the sum of all
     others'; two or more are taken back where the loss of the mean of all models does not fall for it. Each sends four
-    models along every edge of the tree, once in a run. Not with exchange.mode async, on directed graphs, with methods
-    that bound what a neighbour can do (such as median), nor with checks."""
+    models for every agent but one, once in a run. Not with exchange.mode async, with methods that bound what a
+    neighbour can do (such as median), nor with checks."""
     probe: Literal["local", "shared"] = "local"
     """Whose samples activations are compared on."""
     skip: Literal["never", "settled"] = "settled"
@@ -71,10 +71,13 @@ class MergeConfig(Part):
     are numbered like one's own: no two different units are as alike as each is to itself (docs/alignment.md). never:
     every model that `basis` says is matched, as DIMAT was published."""
     calibrate: Literal["none", "batchnorm", "neighbourhood", "repair"] = "neighbourhood"
-    """What is put right after a merge, on at most 512 own samples. batchnorm: running statistics of batch norms;
+    """What is put right after a merge, on own samples. batchnorm: running statistics of batch norms;
     neighbourhood: these, and then the mixture of what the agent and its neighbours have measured so (batchnorm where
     the method bounds what a neighbour can do, such as median); repair: batchnorm, and in the other layers the channel
     means and deviations that the merged models had."""
+    calibrate_samples: Annotated[int, Field(ge=2, le=512)] = 128
+    """On how many of its own samples an agent calibrates, at most: a forward pass over them, at each merge. More than
+    128 have gained nothing that could be measured (docs/notes.md)."""
     every: Annotated[int, Field(ge=1)] = 1
     """Merge in every n-th round: the period of schedule `period`."""
     schedule: ScheduleConfig = ScheduleConfig()
