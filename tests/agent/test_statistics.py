@@ -13,7 +13,6 @@ from hypothesis import given
 from torch import nn
 
 from dimat.agent.build import build_agent
-from dimat.agent.round import calibrate_merged
 from dimat.agent.state import Agent
 from dimat.agent.statistics import (
     KIND,
@@ -99,18 +98,6 @@ def agents(*settings: str) -> list[Agent]:
     for one in made:
         one.transport.start()
     return made
-
-
-@pytest.mark.parametrize("num", [7, 100])
-def test_it_is_measured_on_so_many_own_samples_and_no_more(num: int) -> None:
-    (one, *_) = agents(f"merge.calibrate_samples={num}", "task.partition.scheme=iid")
-    (batch,) = one.own_samples[0]
-    assert len(batch) > num
-    with torch.no_grad():
-        first = one.model.conv1(batch[:num])
-    calibrate_merged(one, {}, {}, {})
-    assert torch.allclose(one.model.norm1.running_mean, first.mean((0, 2, 3)), atol=1e-5)
-    assert torch.allclose(one.model.norm1.running_var, first.transpose(0, 1).flatten(1).var(1), rtol=1e-3)
 
 
 def share(made: list[Agent], present: tuple[int, ...] = (0, 1, 2)) -> dict[int, dict[int, int]]:

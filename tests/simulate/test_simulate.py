@@ -311,10 +311,11 @@ def test_what_an_option_says_is_done(tmp_path: Path, one: list[str], other: list
     assert bits(first, 1) != bits(second, 1)
 
 
-def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: Path) -> None:
-    """The oracle: torch's own cumulative average over the same samples."""
+@pytest.mark.parametrize("most", [50, 128, 512])
+def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: Path, most: int) -> None:
+    """The oracle: torch's own cumulative average over the same samples, all 350 or no more than are asked for."""
     net = ["task.model=cnn", "rounds=1", "agents=4", "train.epochs=1", "merge.calibrate=batchnorm"]
-    config = load_config(None, net)
+    config = load_config(None, [*net, *([] if most == 128 else [f"merge.calibrate_samples={most}"])])
     folder = run(config, tmp_path / "run")
     agent = build_agent(config, 2, folder, "s", lambda schema: MemoryTransport(2, "s", schema, MemoryHub()))
     agent.resume(1)
@@ -325,8 +326,9 @@ def test_calibration_leaves_the_statistics_of_the_agents_own_samples(tmp_path: P
         norm.momentum = 1.0
         norm.train()
     inputs = torch.cat([batch[0] for batch in agent.own_samples])
+    assert len(inputs) > 128
     with torch.no_grad():
-        agent.model(inputs)
+        agent.model(inputs[:most])
     first = next(iter(found))
     torch.testing.assert_close(found[first], agent.model.state_dict()[first], rtol=1e-3, atol=1e-4)
 
@@ -345,7 +347,8 @@ def test_repair_restores_the_statistics_of_those_who_merged(tmp_path: Path) -> N
         agent.model.load_state_dict(state)
         hook = agent.model.get_submodule("fc1").register_forward_hook(lambda *call: seen.append(call[2].double()))
         with torch.no_grad():
-            agent.model.eval()(torch.cat([batch[0] for batch in agent.own_samples]))
+            inputs = torch.cat([batch[0] for batch in agent.own_samples])
+            agent.model.eval()(inputs[: agent.config.merge.calibrate_samples])
         hook.remove()
         return torch.stack([seen[0].mean(0), seen[0].std(0, correction=0)])
 
