@@ -34,6 +34,9 @@ BEFORE, AFTER = "loss before", "loss after"
 FALLEN = "fallen"
 """On the way down: 1 where the sum of all losses has fallen."""
 
+LEAST_FALL = 0.03
+"""Of the sum of the losses: below it, it is noise. What helps makes it fall by a tenth or more (docs/notes.md)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +48,7 @@ class Everybody:
     """Good until the next fetch from the parent."""
     num_models: int
     fallen: bool
-    """Whether the second of two losses is below the first, over all agents; without losses it is not."""
+    """Whether the second of two losses is clearly below the first, over all agents; without losses it is not."""
 
 
 def kinds(half: int) -> tuple[str, str]:
@@ -112,7 +115,8 @@ def sum_of_all(
             total = {name: own + state[name] if own.is_floating_point() else own for name, own in total.items()}
             num_models += _count(header, len(place.members))
             votes = {name: loss + header.scalars.get(name, math.nan) for name, loss in votes.items()}
-    fallen = bool(votes) and votes[AFTER] < votes[BEFORE]  # not where one of them is no number
+    # Not where one of them is no number.
+    fallen = bool(votes) and votes[BEFORE] - votes[AFTER] > LEAST_FALL * abs(votes[BEFORE])
     if place.parent is not None:
         hand_on(up, total, num_models, votes)
         above = (yield from ask(down, (place.parent,), above_s)).get(place.parent)

@@ -202,11 +202,14 @@ def test_a_count_that_cannot_be_is_none(said: float) -> None:
     assert _count(Header("basis sum:0", 1, 0), 5) == 0
 
 
-@pytest.mark.parametrize("after", [0.5, 1.0, math.nan])
-def test_sweeps_that_do_not_lower_the_loss_of_the_mean_are_taken_back(
+@pytest.mark.parametrize("after", [0.5, 0.8, 0.9, 1.0, math.nan])
+def test_sweeps_that_do_not_clearly_lower_the_loss_of_the_mean_are_taken_back(
     monkeypatch: pytest.MonkeyPatch, after: float
 ) -> None:
-    """All agents say 1 before; after two sweeps one of them says something else, and the sum decides for all."""
+    """All agents say 1 before; after two sweeps one of them says something else, and the sum decides for all.
+
+    It has to fall from 5 to below 4.85.
+    """
     told: list[int] = []
 
     def loss(agent: Agent, total: StateDict, num_models: int) -> float:
@@ -219,7 +222,7 @@ def test_sweeps_that_do_not_lower_the_loss_of_the_mean_are_taken_back(
     ended, _ = together(some)
     assert sorted(told) == sorted(2 * [*range(5)])
     assert [unchanged(one, before[one.id]) for one in some] == (
-        [False, False, True, False, False] if after < 1 else 5 * [True]
+        [False, False, True, False, False] if after < 0.85 else 5 * [True]
     )
     for one, agreed in zip(some, ended, strict=True):
         moved = one.spec.apply(before[one.id], agreed.perms)
