@@ -93,9 +93,9 @@ def paper() -> tuple[Group, ...]:
     )
     vgg = (Setting("cifar10", "vgg16_bn_quarter", "iid", "bipartite", 5, "apart", rounds=6, pretrain=10),)
     return (
-        Group(cifar, ("wa", "dsgd", "dimat_shared", "dimat"), 2),
+        Group(cifar, ("wa", "dsgd", "dimat_shared", "dimat"), 3),
         Group(har, LOCAL, 3),
-        Group(cifar, ("wa_own", "wm", "dimat_local"), 2),
+        Group(cifar, ("wa_own", "wm", "dimat_local"), 3),
         Group(vgg, ("wa", "dimat_shared", "dimat"), 1),
     )
 
