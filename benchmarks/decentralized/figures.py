@@ -58,6 +58,7 @@ def draw(title: str, panels: Panels, spent: str) -> bytes:
 
 def _draw(title: str, panels: Panels, spent: str) -> bytes:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     down = list(dict.fromkeys(row for row, _ in panels))
     across = sorted({column for _, column in panels}, key=list(PARTITIONS).index)
@@ -76,7 +77,9 @@ def _draw(title: str, panels: Panels, spent: str) -> bytes:
             labelled[name] = _line(axes, name, methods[name], spent)
         alone = j == 0 or (row, across[j - 1]) not in panels
         axes.tick_params(labelsize=8, labelleft=alone)
-        if spent != "round" and any(METHODS[name].gradient for name in methods):
+        if spent == "round":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        elif any(METHODS[name].gradient for name in methods):
             _by_powers_of_ten(axes)
     figure.legend(
         labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(int(width / 1.4), len(labelled))
