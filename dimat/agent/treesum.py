@@ -35,7 +35,7 @@ FALLEN = "fallen"
 """On the way down: 1 where the sum of all losses has fallen."""
 
 LEAST_FALL = 0.03
-"""Of the sum of the losses; less is noise. Where sweeps help for certain it falls by a fifth or more (docs/notes.md)."""
+"""Of the sum of the losses; less is noise. Where sweeps help for certain it falls by a fifth or more: docs/notes.md."""
 
 log = logging.getLogger(__name__)
 
