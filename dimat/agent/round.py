@@ -42,6 +42,7 @@ from dimat.messages import Report
 from dimat.snapshot.encode import decode
 from dimat.snapshot.sketch import sketch
 from dimat.statedict import StateDict, load_into, parameters_of
+from dimat.transport.base import HISTORY
 
 
 def run_round(agent: Agent, number: int) -> Steps[Report]:
@@ -56,6 +57,8 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
     """A round of `algorithm: merge`: train first, then exchange and merge."""
     config, clock = agent.config, PhaseClock(agent.status)
     agent.status.round = number
+    if agent.basis_round == number - HISTORY:  # whoever reads this agent has read what it published in that round
+        forget_sums(agent)
 
     num_bytes: Counter[int] = Counter()
     if agent.basis in ("adopt", "restart") and not agent.basis_settled:
@@ -83,8 +86,6 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
 
     exchange = gather if config.exchange.mode == "sync" else gather_newest
     gathered = yield from exchange(agent, number, agent.row(number), clock)
-    if agrees:
-        forget_sums(agent)
 
     with clock("align"):
         states = gathered.states

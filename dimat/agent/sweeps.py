@@ -104,7 +104,7 @@ def sweeps_in(agent: Agent, number: int) -> bool:
 
 
 def forget_sums(agent: Agent) -> None:
-    """Free the memory of what the last halves have published: when the neighbours are past them."""
+    """Free the memory of what the last halves have published: when all readers are past them."""
     num_halves = 2 * agent.config.merge.sweeps
     for half in (num_halves - 2, num_halves - 1):
         for kind in kinds(half):

@@ -289,3 +289,16 @@ def test_where_sums_cannot_come_up_or_are_not_asked_for_nothing_travels(settings
     ended, waits = together(some)
     assert waits == []
     assert all(not agreed.bytes_received for agreed in ended)
+
+
+@pytest.mark.parametrize("graph", ["path", "exponential"])
+def test_the_last_sums_are_held_until_every_reader_is_past_them(
+    tmp_path: Path, graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a directed graph an agent hears nothing of its readers before it waits for them, two rounds later."""
+    freed: list[tuple[int, int]] = []
+    monkeypatch.setattr("dimat.agent.round.forget_sums", lambda agent: freed.append((agent.id, agent.status.round)))
+    settings = [*SETTINGS, f"topology.graph={graph}", "rounds=4", "train.epochs=1"]
+    folder = prepare(load_config(None, settings), tmp_path / "run")
+    simulate(load_config(folder / "config.yaml"), folder)
+    assert sorted(freed) == [(number, 3) for number in range(5)]
