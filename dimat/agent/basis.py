@@ -39,6 +39,8 @@ class Agreement:
     """By the agent that sent them."""
     skipped: float | None = None
     """1 where the parent's basis was its own already, as `merge.skip` finds out; 0 where it was searched for."""
+    doubtful: bool = False
+    """Whether sweeps were to make it better and have been taken back."""
 
 
 @dataclass(frozen=True, slots=True)

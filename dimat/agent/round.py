@@ -28,6 +28,7 @@ from dimat.agent.checks import screen
 from dimat.agent.gate import hold_back
 from dimat.agent.gather import gather
 from dimat.agent.host import evaluate, train
+from dimat.agent.nearby import nearby_row
 from dimat.agent.newest import fetch_ahead, gather_newest
 from dimat.agent.start import adopt_root
 from dimat.agent.state import Agent
@@ -72,20 +73,22 @@ def merge_round(agent: Agent, number: int) -> Steps[Report]:
     if not agent.merges(number):
         return _report(agent, number, clock, loss, before, bytes_received=dict(num_bytes))
 
-    found, agrees = Alignment(), agent.basis == "agree" and has_to_agree(agent, number)
-    if agrees:
+    found, doubtful = Alignment(), False
+    if agent.basis == "agree" and has_to_agree(agent, number):
         agreed = yield from agree_on_basis(agent, number, clock)
         agreed = yield from sweep_basis(agent, number, agreed, clock)
         found = Alignment(shares_moved(agreed.perms), agreed.skipped)
         num_bytes.update(agreed.bytes_received)
+        doubtful = agreed.doubtful
 
     with clock("publish"):
         mine = decode(agent.publish("snapshot", number))
     with clock("sketch"):
         sketch_before = sketch(parameters_of(agent.model), seed=config.seed)
 
+    row = nearby_row(agent, number) if doubtful else agent.row(number)
     exchange = gather if config.exchange.mode == "sync" else gather_newest
-    gathered = yield from exchange(agent, number, agent.row(number), clock)
+    gathered = yield from exchange(agent, number, row, clock)
 
     with clock("align"):
         states = gathered.states

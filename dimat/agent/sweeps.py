@@ -81,6 +81,7 @@ def sweep_basis(agent: Agent, number: int, agreed: Agreement, clock: PhaseClock)
             if judged and not everybody.fallen:
                 log.info("agent %d: round %d: the sweeps have not helped and are taken back", agent.id, number)
                 permute_agent(agent, agent.spec.invert(swept))
+                agreed.doubtful = True
                 return agreed
             if last > 1 and half in (0, last - 1):
                 losses.append(loss_of_mean(agent, everybody.total, everybody.num_models))

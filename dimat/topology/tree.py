@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import networkx as nx
 
 
@@ -63,6 +65,28 @@ def telling_tree(graph: nx.Graph[int], root: int) -> dict[int, int]:
     {3: 0, 2: 3, 1: 2}
     """
     return _parents(graph.reverse(copy=False) if isinstance(graph, nx.DiGraph) else graph, root)
+
+
+def steps_apart(parents: Mapping[int, int], one: int, other: int) -> int:
+    """Edges of a tree on the way from one agent to another.
+
+    Args:
+        parents: the parent by child.
+        one: an agent in the tree.
+        other: another, or the same.
+
+    >>> root, parents = reading_tree(nx.cycle_graph(5))
+    >>> steps_apart(parents, 0, 1), steps_apart(parents, 1, 4), steps_apart(parents, 2, 3)
+    (1, 2, 4)
+    """
+    upwards = {one: 0}
+    while one in parents:
+        one, steps = parents[one], upwards[one] + 1
+        upwards[one] = steps
+    steps = 0
+    while other not in upwards:
+        other, steps = parents[other], steps + 1
+    return upwards[other] + steps
 
 
 def _parents(graph: nx.Graph[int], root: int) -> dict[int, int]:
