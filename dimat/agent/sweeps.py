@@ -17,8 +17,8 @@ sweep costs two models for every agent but the root, once in a run.
 What has been won shows in the mean of all models, T / n: every agent takes its loss on own training samples, with batch
 norm measured there, at the first sum and at the last but one. The losses come up with the last sum, and down comes
 whether they have clearly fallen. If not, all go back to where the tree had put them: on a ResNet, whose weights say
-little about its units, matching by weights undoes what activations have found. A single sweep has no sum in between and
-is taken as it is.
+little about its units, matching by weights undoes what activations have found; who then merges with whom is told in
+`dimat.agent.nearby`. A single sweep has no sum in between and is taken as it is.
 
 A sum is as good as the worst in it: where the merge itself bounds what one agent can do (`merge.method` median and its
 like, `merge.checks`), there are no sweeps.
