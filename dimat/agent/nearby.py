@@ -12,12 +12,16 @@ told in docs/notes.md.
 
 from __future__ import annotations
 
+import logging
+
 from dimat.agent.gather import realised_row
 from dimat.agent.state import Agent
 from dimat.topology.tree import steps_apart
 
 NEAR = 2
 """Edges of the tree between two agents, at most."""
+
+log = logging.getLogger(__name__)
 
 
 def nearby_row(agent: Agent, number: int) -> dict[int, float]:
@@ -37,4 +41,6 @@ def nearby_row(agent: Agent, number: int) -> dict[int, float]:
     root, parents = agent.topology_in(number).tree(around=agent.id)
     there = frozenset((root, *parents))
     near = frozenset(peer for peer in there & frozenset(row) if steps_apart(parents, agent.id, peer) <= NEAR)
+    for peer in sorted(frozenset(row) - near):
+        log.info("agent %d: round %d: agent %d is left out: too far in the tree of the basis", agent.id, number, peer)
     return realised_row(agent.id, row, near)

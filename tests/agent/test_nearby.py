@@ -73,10 +73,16 @@ def test_who_is_far_in_the_tree_is_left_out_and_its_weight_stays(
 
 
 def test_a_run_leaves_the_far_edge_out_of_its_first_merge_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sweeps, "loss_of_mean", lambda agent, total, num_models: 1.0)  # it does not fall
+    caplog.set_level("INFO")
     rows = rows_of(tmp_path)
+    told = sorted(record.getMessage() for record in caplog.records if record.name == "dimat.agent.nearby")
+    assert [text.split(":")[:3] for text in told] == [
+        ["agent 3", " round 1", " agent 4 is left out"],
+        ["agent 4", " round 1", " agent 3 is left out"],
+    ]
     third = pytest.approx(1 / 3)
     assert rows[1][3] == {2: third, 3: pytest.approx(2 / 3)}
     assert rows[1][4] == {4: pytest.approx(2 / 3), 5: third}
