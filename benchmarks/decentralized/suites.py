@@ -46,7 +46,7 @@ def smoke() -> tuple[Group, ...]:
 
 
 def small() -> tuple[Group, ...]:
-    """All cells of digits, six of Fashion-MNIST, other graphs and numbers of agents, gradient methods on four."""
+    """All cells of digits on ring and complete graph, six of Fashion-MNIST, gradient methods on four."""
     grid = product(
         ("different", "apart", "same"), ("ring", "complete"), ("iid", "dirichlet.5", "dirichlet.1", "classes")
     )
@@ -59,12 +59,6 @@ def small() -> tuple[Group, ...]:
         _fashion("classes", "complete", "apart"),
         _fashion("classes", "ring", "same"),
     )
-    others = (
-        _digits("dirichlet.5", "bipartite", "apart"),
-        _digits("dirichlet.5", "exponential", "apart", 10),
-        _digits("dirichlet.5", "ring", "different", 10),
-        _digits("iid", "exponential", "different", 20),
-    )
     # The literature starts gradient methods from one point; agents that were trained apart are DIMAT's own setting.
     against_gradient = (
         _digits("iid", "ring", "same"),
@@ -76,12 +70,11 @@ def small() -> tuple[Group, ...]:
         Group(digits, LOCAL, 3),
         Group(fashion, LOCAL, 3),
         Group(against_gradient, GRADIENT, 3),
-        Group(others, LOCAL, 3),
     )
 
 
 def paper() -> tuple[Group, ...]:
-    """The setting of the paper at the scale of two cores, and people's own data as shards."""
+    """The setting of the paper at the scale of two cores, people's own data as shards, other graphs and more agents."""
     cifar = tuple(
         Setting("cifar10", "resnet20", partition, graph, 5, "apart", rounds=6, pretrain=10)
         for graph, partition in product(("ring", "complete"), ("iid", "classes"))
@@ -91,11 +84,18 @@ def paper() -> tuple[Group, ...]:
         Setting("har", "cnn", "natural", "ring", 21, "different", rounds=20),
         Setting("har", "cnn", "natural", "exponential", 21, "different", rounds=20),
     )
+    others = (
+        _digits("dirichlet.5", "bipartite", "apart"),
+        _digits("dirichlet.5", "exponential", "apart", 10),
+        _digits("dirichlet.5", "ring", "different", 10),
+        _digits("iid", "exponential", "different", 20),
+    )
     vgg = (Setting("cifar10", "vgg16_bn_quarter", "iid", "bipartite", 5, "apart", rounds=6, pretrain=10),)
     return (
         Group(cifar, ("wa", "dsgd", "dimat_shared", "dimat"), 3),
         Group(har, LOCAL, 3),
         Group(cifar, ("wa_own", "wm", "dimat_local"), 3),
+        Group(others, LOCAL, 3),
         Group(vgg, ("wa", "dimat_shared", "dimat"), 1),
     )
 
