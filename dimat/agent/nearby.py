@@ -6,7 +6,7 @@ as the last one of a ring, joins two models whose units hardly correspond. Sweep
 such edges too. Where they have been taken back the edge is left out of this one merge, at both ends, and its weight
 goes to self: a symmetric row stays symmetric, so that W stays doubly stochastic. From the next round on it counts.
 
-Brothers are near: their parent is between them, and on a complete graph nobody is further apart. What it is worth is
+Siblings are near: their parent is between them, and on a complete graph nobody is further apart. What it is worth is
 told in docs/notes.md.
 """
 
