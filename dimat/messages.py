@@ -280,6 +280,8 @@ class Directive:
     """Another process has taken the agent's seat: this one shall end, and write nothing more."""
     newest_round: int = 0
     """The newest round that anybody has reported: where whoever is out of the graph joins in again."""
+    done: tuple[int, ...] = ()
+    """Agents that have said goodbye, ascending: they read and publish nothing more."""
 
 
 @dataclass(frozen=True, slots=True)

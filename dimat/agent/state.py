@@ -80,6 +80,8 @@ class Agent:
     present basis. So nothing more than models travels. None for other methods."""
     changes: tuple[Change, ...] = ()
     """Who is in the graph from which round on, as the coordinator said last."""
+    done: frozenset[int] = frozenset()
+    """The others that have said goodbye."""
     others_at: int = 0
     """The newest round that anybody has reported, as far as this agent has heard."""
     addresses: dict[int, str] = field(default_factory=dict)
@@ -168,14 +170,19 @@ class Agent:
         """Take over what the coordinator said of the others. Called by the round and by the heartbeat's thread.
 
         Waits for agents that are away by the newest change end at once, but for those that are leaving in order: they
-        do their last rounds like everybody else.
+        do their last rounds like everybody else. So do waits for those that are done: one that ended a moment ago
+        cannot be asked any more whether it still reads.
         """
         self.status.superseded = self.status.superseded or directive.superseded
         self.others_at = max(self.others_at, directive.newest_round)
-        if directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0):
+        news = directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0)
+        if news:
             self.changes = directive.changes
-            gone = frozenset(self.changes[-1].away) - frozenset(self.changes[-1].leaving)
-            self.transport.presume_gone(gone - {self.id})
+        if news or frozenset(directive.done) != self.done:
+            self.done = frozenset(directive.done)
+            newest = self.changes[-1] if self.changes else None
+            away = frozenset(newest.away) - frozenset(newest.leaving) if newest else frozenset()
+            self.transport.presume_gone((away | self.done) - {self.id})
         moved = {
             peer: address
             for peer, address in directive.addresses.items()

@@ -200,12 +200,14 @@ class Coordinator:
         run = self._run
         changes = run.changes[-NUM_TOLD:]
         last = last_round_of(run.group.seats[agent], run.changes)
+        # Who was done before this coordinator started may be about to come back: perhaps the whole run was restarted.
+        done = tuple(seat.agent for seat in run.group.in_state("done") if not seat.presumed)
         if last is not None and (run.stop is None or last < run.stop.stop_after):
-            return Directive(last, f"agent {agent} was asked to leave", changes, newest_round=run.newest)
+            return Directive(last, f"agent {agent} was asked to leave", changes, newest_round=run.newest, done=done)
         addresses = {seat.agent: seat.join.address for seat in run.group.seats if seat.rejoined and seat.join}
         if run.stop is None or (run.stop_restored and run.group.seats[agent].state == "joined"):
-            return Directive(reason=run.reason, changes=changes, addresses=addresses, newest_round=run.newest)
-        return Directive(run.stop.stop_after, run.stop.reason, changes, addresses, newest_round=run.newest)
+            return Directive(None, run.reason, changes, addresses, newest_round=run.newest, done=done)
+        return Directive(run.stop.stop_after, run.stop.reason, changes, addresses, newest_round=run.newest, done=done)
 
     def _step(self, step: Callable[[float, Run], Step], report: Report | None = None) -> None:
         """Conclude, then write, then remember: when the disk refuses, nothing has happened."""

@@ -194,6 +194,11 @@ def test_nobody_ends_a_wait_for_one_that_leaves_in_order() -> None:
     made.transport.presume_gone = told.append  # type: ignore[method-assign]
     made.hear(Directive(changes=(Change(1, 5, (1, 2), leaving=(2,)),)))
     assert told == [frozenset({1})]
+    made.hear(Directive(changes=made.changes, done=(2, 3)))
+    made.hear(Directive(changes=made.changes, done=(2, 3)))
+    assert told[1:] == [frozenset({1, 2, 3})], "who has said goodbye does nothing more"
+    made.hear(Directive(changes=made.changes, done=(2,)))
+    assert told[-1] == {1, 2}, "agent 3 was started again"
 
 
 def histograms(*labels: str) -> dict[int, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dimat.agent.status import PhaseClock
 from dimat.agent.steps import drive
 from dimat.agent.waiting import wait_on_network
 from dimat.config import load_config
-from dimat.messages import Payload
+from dimat.messages import Directive, Payload
 from dimat.transport.base import Fetch, Wait
 from dimat.transport.memory import MemoryHub, MemoryTransport
 
@@ -172,3 +173,20 @@ def test_one_that_leaves_without_reading_says_so(pair: tuple[Agent, Agent]) -> N
     one.publish("snapshot", 9)
     assert last_waits(other, 9, published=False) == []
     assert len(last_waits(one, 9)) == 1  # at once: the test's own limit is the oracle
+
+
+def test_one_that_is_gone_by_the_time_it_is_asked_whether_it_still_reads_is_not_waited_for(
+    pair: tuple[Agent, Agent],
+) -> None:
+    """Both have ended without the other's last snapshot. It heard that this one reads no more, and left; this one asks
+    a moment later, and nobody answers. That the other said goodbye, the coordinator knows."""
+    one, other = pair
+    one.config = one.config.model_copy(
+        update={"exchange": one.config.exchange.model_copy(update={"timeout_s": 1e6, "min_timeout_s": None})}
+    )
+    one.publish("snapshot", 9)
+    other.transport.close()
+    beat = threading.Timer(0.2, lambda: one.hear(Directive(done=(1,))))
+    beat.start()
+    assert len(last_waits(one, 9)) == 1  # ends with the heartbeat: the test's own limit is the oracle
+    beat.join()

@@ -280,6 +280,17 @@ def test_a_newcomer_that_is_lost_leaves_the_graph(stage: Callable[..., Any]) -> 
     assert run.coordinator.view().changes[-1].away == (2,)
 
 
+def test_agents_are_told_who_has_said_goodbye_unless_the_coordinator_itself_is_new(stage: Callable[..., Any]) -> None:
+    """After its restart all may have been restarted, and be about to come back."""
+    scene = stage()
+    scene.join_all()
+    assert scene.beat(0, 1).done == ()
+    scene.beat(1, 20, done=True)
+    assert scene.beat(0, 1).done == scene.report(0, 1).done == (1,)
+    scene.crash()
+    assert scene.beat(0, 2).done == ()
+
+
 def test_a_drain_is_remembered_by_who_takes_the_seat_before_it_left(stage: Callable[..., Any]) -> None:
     run = stage(agents=3, rounds=30)
     run.join_all()

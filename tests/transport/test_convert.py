@@ -48,6 +48,7 @@ VALUES = [
     messages.Report(0, "s", 1, {}),
     messages.Directive(),
     messages.Directive(0, "plateau"),
+    messages.Directive(done=(0, 5)),
     messages.Directive(None, "lost", (messages.Change(1, 7, (0, 3), "lost"), messages.Change(2, 9, ())), {0: "h:1"}),
     messages.Change(3, 12, (1,), "left"),
     messages.Drain(4),

@@ -159,7 +159,7 @@ class DrainRequest(_message.Message):
     def __init__(self, agent: _Optional[int] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("stop_after", "reason", "changes", "addresses", "superseded", "newest_round")
+    __slots__ = ("stop_after", "reason", "changes", "addresses", "superseded", "newest_round", "done")
     class AddressesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -173,13 +173,15 @@ class Directive(_message.Message):
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
     NEWEST_ROUND_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
     stop_after: int
     reason: str
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     addresses: _containers.ScalarMap[int, str]
     superseded: bool
     newest_round: int
-    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ..., superseded: _Optional[bool] = ..., newest_round: _Optional[int] = ...) -> None: ...
+    done: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, stop_after: _Optional[int] = ..., reason: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., addresses: _Optional[_Mapping[int, str]] = ..., superseded: _Optional[bool] = ..., newest_round: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("number", "from_round", "away", "reason", "leaving")
