@@ -19,7 +19,8 @@ from dimat.errors import TaskError
 from dimat.tasks import partition as dealing
 from dimat.tasks.base import PROBE_LIMIT
 from dimat.tasks.loader import TensorLoader
-from dimat.tasks.models import BUILTIN, ModelSpec
+from dimat.tasks.models import ModelSpec
+from dimat.tasks.models.layout import takes_channels_last
 from dimat.tasks.partition import Partition
 from dimat.tasks.scaling import Scaling
 from dimat.tasks.seeds import numpy_generator, torch_generator
@@ -79,6 +80,7 @@ class SupervisedTask(ABC):
         self._model = ModelSpec.parse(model)
         self._partition = Partition.parse(partition)
         self._batch_size = batch_size
+        self._channels_last: bool | None = None  # found at first use
         self._shard: tuple[int, int, npt.NDArray[np.int64]] | None = None  # agent, seed, indices
 
     @abstractmethod
@@ -89,8 +91,9 @@ class SupervisedTask(ABC):
     def scaling(self) -> Scaling:
         """The data's, with images laid out as dimat's own models are fastest on; users' models get the usual layout."""
         dataset = self.dataset()
-        own = self._model.name in BUILTIN and len(dataset.input_shape) == 3
-        return replace(dataset.scaling, channels_last=own)
+        if self._channels_last is None:
+            self._channels_last = takes_channels_last(self._model, dataset.input_shape, dataset.num_classes)
+        return replace(dataset.scaling, channels_last=self._channels_last)
 
     def model(self) -> nn.Module:
         """A fresh model for the shape of the samples and the number of classes."""

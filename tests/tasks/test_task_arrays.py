@@ -269,13 +269,19 @@ def flat(input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
     return Flat()
 
 
-@pytest.mark.parametrize("model", ["cnn", f"{__file__}:flat"])
-def test_images_have_their_channels_last_for_dimats_own_models_alone(save, model: str) -> None:
+NARROW = {"name": "resnet20", "width": 0.25}
+"""Its shortcuts read four and eight channels, fewer than the gradient of a 1x1 convolution with a stride can take."""
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet20", NARROW, f"{__file__}:flat"])
+def test_images_have_their_channels_last_for_dimats_own_models_alone(save, model: str | dict[str, object]) -> None:
+    state = torch.get_rng_state()
     task = load_task("arrays", data=save(arrays(shape=(4, 5, 3))), model=model)
     loader = task.data(0, 2, seed=0)
     read = [*(x for x, _ in loader), *(x for x, _ in task.test_batches()), *task.probe(), *task.shared_probe()]
     assert len(read) >= 4
-    assert all(x.stride() == ((60, 1, 15, 3) if model == "cnn" else (60, 20, 5, 1)) for x in read)
+    assert all(x.stride() == ((60, 1, 15, 3) if model in ("cnn", "resnet20") else (60, 20, 5, 1)) for x in read)
+    assert torch.equal(torch.get_rng_state(), state), "to look at a model draws nothing"
     x, _ = next(task.test_batches())
     assert torch.equal(x, task.dataset().scaling.apply(task.dataset().x_test))
     task.evaluate(task.model())
