@@ -95,4 +95,5 @@ class _Stderr(logging.Handler):
     """Writes to what `sys.stderr` is at that moment: the live table replaces it, so that lines go above the table."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        # In one write: under torchrun nothing is buffered, and the processes of a machine write to one file.
+        sys.stderr.write(self.format(record) + "\n")
