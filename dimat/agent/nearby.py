@@ -1,4 +1,4 @@
-"""Who is merged with right after an agreement on a basis that nothing has confirmed: those who are near in its tree.
+"""Who is merged with right after an agreement whose sweeps were taken back: those who are near in its tree.
 
 Every agent has been matched to its parent. Between two others lie as many matchings as there are edges of the tree from
 one to the other, and what each has got wrong adds up: an edge of the graph that closes a long way round the tree, such
@@ -7,7 +7,8 @@ such edges too. Where they have been taken back the edge is left out of this one
 goes to self: a symmetric row stays symmetric, so that W stays doubly stochastic. From the next round on it counts.
 
 Siblings are near: their parent is between them, and on a complete graph nobody is further apart. What it is worth is
-told in docs/notes.md.
+told in docs/notes.md, for the ring; a grid loses more edges in that merge. Where reading is not mutual only one end of
+an edge would leave it out, and where the graph changes the edge may not come back soon: there nobody is left out.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def nearby_row(agent: Agent, number: int) -> dict[int, float]:
 
     Returns:
         weights by agent, self included; what the others had is added to the agent's own. In the final merge over the
-        complete graph nobody is left out.
+        complete graph, on directed graphs and on those that change from round to round nobody is left out.
     """
     row = agent.row(number)
-    if agent.is_final_merge(number):
+    if agent.is_final_merge(number) or not agent.mutual(number) or len(agent.topology.window()) > 1:
         return row
     root, parents = agent.topology_in(number).tree(around=agent.id)
     there = frozenset((root, *parents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,8 @@ class Agent:
     """Who is in the graph from which round on, as the coordinator said last."""
     done: frozenset[int] = frozenset()
     """The others that have said goodbye."""
+    hearing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while something is heard: of two that hear at once, the later one has the last word on who is gone."""
     others_at: int = 0
     """The newest round that anybody has reported, as far as this agent has heard."""
     addresses: dict[int, str] = field(default_factory=dict)
@@ -173,6 +176,10 @@ class Agent:
         do their last rounds like everybody else. So do waits for those that are done: one that ended a moment ago
         cannot be asked any more whether it still reads.
         """
+        with self.hearing:
+            self._hear(directive)
+
+    def _hear(self, directive: Directive) -> None:
         self.status.superseded = self.status.superseded or directive.superseded
         self.others_at = max(self.others_at, directive.newest_round)
         news = directive.changes and directive.changes[-1].number > (self.changes[-1].number if self.changes else 0)

@@ -200,8 +200,9 @@ class Coordinator:
         run = self._run
         changes = run.changes[-NUM_TOLD:]
         last = last_round_of(run.group.seats[agent], run.changes)
-        # Who was done before this coordinator started may be about to come back: perhaps the whole run was restarted.
-        done = tuple(seat.agent for seat in run.group.in_state("done") if not seat.presumed)
+        # Not those who may still come back, because they were done before this coordinator was started.
+        since = self._clock() - self.options.lease_s
+        done = tuple(seat.agent for seat in run.group.in_state("done") if not seat.presumed or seat.heard_s < since)
         if last is not None and (run.stop is None or last < run.stop.stop_after):
             return Directive(last, f"agent {agent} was asked to leave", changes, newest_round=run.newest, done=done)
         addresses = {seat.agent: seat.join.address for seat in run.group.seats if seat.rejoined and seat.join}

@@ -43,8 +43,8 @@ def test_steps_are_counted_along_the_tree_alone(size: int, density: float, seed:
 
 @pytest.mark.parametrize(
     ("graph", "left_out"),
-    [("ring", {(4, 5)}), ("complete", set()), ("path", set()), ("grid", None), ("exponential", None)],
-)  # fmt: skip
+    [("ring", {(4, 5)}), ("complete", set()), ("path", set()), ("grid", None), ("torus", None)],
+)
 def test_who_is_far_in_the_tree_is_left_out_and_its_weight_stays(
     graph: str, left_out: set[tuple[int, int]] | None
 ) -> None:
@@ -65,11 +65,19 @@ def test_who_is_far_in_the_tree_is_left_out_and_its_weight_stays(
         assert sum(row.values()) == pytest.approx(1.0)
         if one.id != root and parents[one.id] in whole:
             assert parents[one.id] in row
-    if not topology.graph().is_directed():
-        assert is_doubly_stochastic(matrix)
+    assert is_doubly_stochastic(matrix)
     if left_out is not None:
         gone = {(i, j) for i, j in topology.graph().edges if matrix[i, j] == 0}
         assert {tuple(sorted(edge)) for edge in gone} == left_out
+
+
+@pytest.mark.parametrize("graph", ["exponential", "one_peer_exponential"])
+def test_on_directed_and_changing_graphs_nobody_is_left_out(graph: str) -> None:
+    """There one end alone would leave the other out, or the edge would not come back in the next round."""
+    some = agents(f"topology.graph={graph}", num=8)
+    assert all(nearby_row(one, 1) == one.row(1) for one in some)
+    _, parents = some[0].topology.tree()
+    assert any(steps_apart(parents, one.id, peer) > NEAR for one in some for peer in one.row(1)), "some are far"
 
 
 def test_a_run_leaves_the_far_edge_out_of_its_first_merge_alone(

@@ -287,8 +287,16 @@ def test_agents_are_told_who_has_said_goodbye_unless_the_coordinator_itself_is_n
     assert scene.beat(0, 1).done == ()
     scene.beat(1, 20, done=True)
     assert scene.beat(0, 1).done == scene.report(0, 1).done == (1,)
+    assert scene.coordinator.drain(Drain(0)).done == (1,), "also with one's own last round"
     scene.crash()
     assert scene.beat(0, 2).done == ()
+    scene.beat(2, 2)
+    scene.pass_time(LEASE_S - 1)
+    scene.beat(0, 2)
+    scene.pass_time(2)
+    assert scene.beat(0, 2).done == (1,), "it has not come back"
+    scene.coordinator.request_stop("the user's wish")
+    assert scene.beat(2, 2).done == (1,), "also with the round that is the last one"
 
 
 def test_a_drain_is_remembered_by_who_takes_the_seat_before_it_left(stage: Callable[..., Any]) -> None:
